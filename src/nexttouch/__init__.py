@@ -1,0 +1,86 @@
+"""Lazy page migration for Linux: memory moves to the right NUMA node when it is next touched.
+
+>>> import nexttouch as nt
+>>> nt.next_touch(array)             # each page goes to the node of the thread that touches it next
+>>> nt.lazy(array, to=1)             # each page goes to node 1 when it is touched; a sweep takes the rest there
+>>> nt.move(array, to=1)             # all pages go to node 1 now
+>>> nt.attach(pid, to=1)             # the memory of a running program goes to node 1 as it is written
+
+Importing the package loads none of these: each comes in when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .errors import (
+    FeatureMissing,
+    InvalidArgument,
+    KernelError,
+    LabError,
+    NexttouchError,
+    NodeUnavailable,
+    NoSuchNode,
+    NoSuchProcess,
+    NotPermitted,
+    TargetRefused,
+)
+from .topology import Topology, topology  # now: later the submodule would take the function's name
+
+if TYPE_CHECKING:
+    from .live.attach import attach
+    from .live.eager import MoveResult, move
+    from .live.lazy import lazy, next_touch
+    from .live.migration import Migration, Stats
+    from .live.reason import Reason
+    from .placement import Placement, where
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Migration": "live.migration",
+    "MoveResult": "live.eager",
+    "Placement": "placement",
+    "Reason": "live.reason",
+    "Stats": "live.migration",
+    "attach": "live.attach",
+    "lazy": "live.lazy",
+    "move": "live.eager",
+    "next_touch": "live.lazy",
+    "where": "placement",
+}
+
+__all__ = [
+    "FeatureMissing",
+    "InvalidArgument",
+    "KernelError",
+    "LabError",
+    "Migration",
+    "MoveResult",
+    "NexttouchError",
+    "NoSuchNode",
+    "NoSuchProcess",
+    "NodeUnavailable",
+    "NotPermitted",
+    "Placement",
+    "Reason",
+    "Stats",
+    "TargetRefused",
+    "Topology",
+    "attach",
+    "lazy",
+    "move",
+    "next_touch",
+    "topology",
+    "where",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nexttouch' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value

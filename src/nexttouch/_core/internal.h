@@ -1,0 +1,210 @@
+/* What the pager's own files share; nothing outside _core includes this. */
+#ifndef NT_INTERNAL_H
+#define NT_INTERNAL_H
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "kernel.h"
+#include "pager.h"
+
+/* Why a page stays; the numbers of nexttouch.live.reason.Reason. */
+enum nt_reason {
+	NT_ABSENT = NT_REASON, /* nothing there */
+	NT_AT_HOME,            /* is on the node it belongs on */
+	NT_SHARED,             /* mapped by several processes */
+	NT_BUSY,               /* pinned, or the kernel could not isolate it */
+	NT_TARGET_FULL,
+	NT_FORKED,             /* the process forked before the page was touched */
+	NT_CANCELLED,
+	NT_UNTOUCHED,          /* nobody touched it before the deadline */
+	NT_UNMAPPED,
+	NT_DISCARDED,          /* MADV_DONTNEED: the program wants zeros there */
+	NT_REMAPPED,
+	NT_UNSUITABLE,         /* the mapping forbids it */
+	NT_STRANDED,           /* could not be put back: its contents are kept in the shadow */
+};
+
+struct segment {
+	uint64_t start;
+	uint64_t pages;
+	uint64_t unit;
+	uint64_t first;  /* index of its first page in the state bytes */
+	uint64_t shadow; /* where relocate parks its first page */
+};
+
+/* A run of pages of one segment: indices are within the segment. */
+struct pages {
+	const struct segment *segment;
+	uint64_t first;
+	uint64_t count;
+};
+
+/* What is known of a thread that faults: its node, and the window that its faults move. */
+struct toucher {
+	pid_t thread;
+	int node;
+	uint64_t expires_ns; /* when `node` has to be looked up again */
+	uint64_t low, high;  /* addresses of the last window moved for it */
+	uint64_t window;     /* pages */
+};
+
+#define TOUCHERS 256
+
+/* Messages read at most before they are handled: each comes from a thread that waits. */
+#define MESSAGES 512
+
+/* Parked pages whose mapping moved before they could be put back: `at` is where they belong now. */
+struct displaced {
+	uint64_t at;
+	struct pages run;
+};
+
+#define DISPLACED 256
+#define MOVED_RANGES 64
+
+struct counts {
+	_Atomic uint64_t faults, hole_faults, windows, sweeps, events;
+	_Atomic uint64_t arm_ns, service_ns, sweep_ns, longest_ns;
+	_Atomic uint64_t latency[NT_BUCKETS];
+};
+
+struct nt_pager;
+
+/*
+ * What a mechanism does to a run. `arm` owns ARMING pages, `move` and `give_back` MOVING ones; each leaves every page in
+ * another state. `move` and `give_back` return 0, or EAGAIN when an event has to be read first; the pages they could
+ * not finish are then ARMED again (give_back at another address than their own: MOVING still). `let_go` resolves a fault
+ * on a page that is not a trap (any more); 0, EEXIST or EAGAIN if the page is one of this pager's.
+ */
+struct mechanism {
+	int (*arm)(struct nt_pager *pager, struct pages run);
+	int (*move)(struct nt_pager *pager, struct pages run, int node, uint8_t moved);
+	int (*give_back)(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t reason);
+	int (*let_go)(struct nt_pager *pager, uint64_t page);
+};
+
+extern const struct mechanism relocate, protect;
+
+struct nt_pager {
+	struct nt_options options;
+	const struct mechanism *mechanism;
+	uint64_t page_size;
+
+	struct segment *segments;
+	size_t segments_count;
+	struct nt_range *ranges;
+	size_t ranges_count;
+	_Atomic uint8_t *states;
+	int16_t *origins;
+	size_t pages;
+	_Atomic size_t unfinished; /* pages without a final state */
+	bool dont_fork;            /* the ranges carry MADV_DONTFORK of ours */
+
+	int *nodes;
+	int *cpu_nodes;
+	struct nt_nodemask target;
+
+	int uffd;
+	int wake_fd;
+	int shadow_fd;         /* the userfaultfd that only the shadow is registered with: it reports no events */
+	uint64_t shadow, shadow_size;
+	uint8_t *stage;        /* frames to copy into, one huge page's worth */
+	_Atomic bool stage_taken;
+	void **addresses;      /* arguments of move_pages, one unit's or window's worth */
+	int *statuses, *wanted;
+
+	struct toucher touchers[TOUCHERS];
+	struct uffd_msg messages[MESSAGES]; /* read, but not handled yet */
+	size_t messages_count;
+	struct displaced displaced[DISPLACED];
+	size_t displaced_count;
+	struct nt_range moved[MOVED_RANGES]; /* where mappings of ours went */
+	size_t moved_count;
+	size_t arm_segment;
+	uint64_t arm_page;
+	size_t sweep_segment;
+	uint64_t sweep_page;
+	uint64_t sweep_due_ns, deadline_ns;
+
+	/* Inline service: handlers enter through the gate, which the thread shuts while it reads events. */
+	_Atomic bool gate_shut;
+	_Atomic unsigned inside;
+
+	pthread_t thread;
+	pid_t owner; /* the process whose thread it is: a forked child has only the memory */
+	bool started;
+	_Atomic int request, phase, failure;
+	pthread_mutex_t mutex;
+	pthread_cond_t changed;
+	struct counts counts;
+};
+
+/* Pages that a sweep moves, and that are armed, at a time: bounds how long a fault waits for either. */
+#define SWEEP_PAGES 64
+#define ARM_PAGES 512
+/* Pages of the largest unit that is moved through the staging area, and of the largest window. */
+#define UNIT_PAGES 512
+
+static inline uint64_t now_ns(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static inline void count(_Atomic uint64_t *counter, uint64_t by)
+{
+	atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
+}
+
+static inline uint64_t address_of(const struct nt_pager *pager, const struct segment *segment, uint64_t page)
+{
+	return segment->start + page * pager->page_size;
+}
+
+static inline uint64_t shadow_of(const struct nt_pager *pager, const struct segment *segment, uint64_t page)
+{
+	return segment->shadow + page * pager->page_size;
+}
+
+static inline uint8_t state_of(const struct nt_pager *pager, const struct segment *segment, uint64_t page)
+{
+	return atomic_load_explicit(&pager->states[segment->first + page], memory_order_acquire);
+}
+
+static inline struct pages part(struct pages run, uint64_t skip, uint64_t pages)
+{
+	return (struct pages){run.segment, run.first + skip, pages};
+}
+
+/* pager.c */
+void set_states(struct nt_pager *pager, struct pages run, uint8_t state);
+void finish(struct nt_pager *pager, struct pages run, uint8_t state);
+uint64_t claim(struct nt_pager *pager, const struct segment *segment, uint64_t first, uint64_t limit, uint8_t from);
+const struct segment *segment_at(const struct nt_pager *pager, uint64_t address);
+int serve(struct nt_pager *pager, uint64_t address, struct toucher *toucher);
+void wake_thread(struct nt_pager *pager);
+void wake_range(struct nt_pager *pager, uint64_t address, uint64_t size);
+int give_back(struct nt_pager *pager, struct pages run, uint8_t reason);
+
+/* policy.c */
+void use_node(struct nt_pager *pager, int node);
+void forget_node(void);
+
+/* events.c */
+bool read_messages(struct nt_pager *pager);
+void handle_messages(struct nt_pager *pager);
+void record_service(struct nt_pager *pager, uint64_t took);
+
+/* touchers.c */
+struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
+int node_of_cpu(const struct nt_pager *pager, int cpu);
+
+/* process.c */
+int process_join(struct nt_pager *pager, struct nt_error *error);
+void process_leave(struct nt_pager *pager);
+
+#endif

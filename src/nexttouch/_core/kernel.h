@@ -1,0 +1,73 @@
+/*
+ * Kernel interfaces that Debian 12's headers lack, and thin wrappers of the calls that the C library has not.
+ *
+ * Sources: include/uapi/linux/userfaultfd.h (UFFDIO_MOVE: commit adef440691ba, 6.8), include/uapi/linux/mempolicy.h.
+ */
+#ifndef NT_KERNEL_H
+#define NT_KERNEL_H
+
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#ifndef UFFDIO_MOVE
+struct uffdio_move {
+	uint64_t dst;
+	uint64_t src;
+	uint64_t len;
+	uint64_t mode;
+	int64_t move;
+};
+#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#define UFFDIO_MOVE_MODE_DONTWAKE ((uint64_t)1 << 0)
+#define UFFD_FEATURE_MOVE (1 << 16)
+#endif
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#define NT_MPOL_DEFAULT 0
+#define NT_MPOL_PREFERRED 1
+#define NT_MPOL_INTERLEAVE 3
+#define NT_MPOL_PREFERRED_MANY 5
+#define NT_MPOL_MF_MOVE (1 << 1)
+#define NT_MPOL_F_NODE (1 << 0)
+#define NT_MPOL_F_ADDR (1 << 1)
+
+/* As many nodes as the kernel can be built with (CONFIG_NODES_SHIFT <= 10). */
+#define NT_MAX_NODES 1024
+#define NT_NODE_WORDS (NT_MAX_NODES / 64)
+
+struct nt_nodemask {
+	uint64_t words[NT_NODE_WORDS];
+};
+
+static inline long nt_set_mempolicy(int mode, const struct nt_nodemask *nodes)
+{
+	/* The kernel reads one bit less than the count it is told. */
+	return syscall(SYS_set_mempolicy, mode, nodes ? nodes->words : NULL, nodes ? NT_MAX_NODES + 1UL : 0UL);
+}
+
+static inline long nt_get_mempolicy(int *mode, struct nt_nodemask *nodes)
+{
+	return syscall(SYS_get_mempolicy, mode, nodes->words, NT_MAX_NODES + 1UL, NULL, 0UL);
+}
+
+/* The node of the page at `address` of this process, faulting it in if need be; -1 with errno. */
+static inline int nt_node_of(const void *address)
+{
+	int node = -1;
+	long failed = syscall(SYS_get_mempolicy, &node, NULL, 0UL, address, (unsigned long)(NT_MPOL_F_NODE | NT_MPOL_F_ADDR));
+	return failed ? -1 : node;
+}
+
+static inline long nt_move_pages(pid_t pid, unsigned long count, void **pages, const int *nodes, int *status)
+{
+	return syscall(SYS_move_pages, pid, count, pages, nodes, status, NT_MPOL_MF_MOVE);
+}
+
+#endif

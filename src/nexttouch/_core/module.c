@@ -1,0 +1,279 @@
+/*
+ * The binding: class Pager of nexttouch._core. Limited API of CPython 3.11; no module state.
+ *
+ * Every call that may wait releases the interpreter lock: a thread that holds it may be the one that faults.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <signal.h>
+
+#include "pager.h"
+
+typedef struct {
+	PyObject_HEAD
+	struct nt_pager *pager;
+} PagerObject;
+
+/* Waits are cut into slices so that a signal (Ctrl-C) is seen. */
+#define WAIT_SLICE 0.1
+
+/* A buffer of `item` bytes an element, C contiguous; false with an exception. */
+static int get_array(PyObject *object, Py_buffer *view, Py_ssize_t item, const char *name)
+{
+	if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE))
+		return 0;
+	if (view->len % item) {
+		PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no whole number of elements of %zd", name, view->len, item);
+		PyBuffer_Release(view);
+		return 0;
+	}
+	return 1;
+}
+
+static void raise_error(const struct nt_error *error)
+{
+	PyObject *arguments = Py_BuildValue("(siz)", error->call, error->number, error->detail);
+	if (arguments) {
+		PyErr_SetObject(PyExc_OSError, arguments);
+		Py_DECREF(arguments);
+	}
+}
+
+static char *keywords[] = {"runs", "ranges", "origins", "nodes", "cpu_nodes", "relocate", "inline", "pid", "uffd", "alive_fd",
+			   "user_mode", "toucher", "staged", "window", "rate", "deadline", NULL};
+
+static int make_pager(PagerObject *self, struct nt_options *options, PyObject *arrays[5])
+{
+	static const Py_ssize_t items[] = {sizeof(struct nt_run), sizeof(struct nt_range), sizeof(int16_t), sizeof(int), sizeof(int)};
+	static const char *const names[] = {"runs", "ranges", "origins", "nodes", "cpu_nodes"};
+	Py_buffer views[5];
+	struct nt_error error = {0};
+	int held = 0;
+	while (held < 5 && get_array(arrays[held], &views[held], items[held], names[held]))
+		held++;
+	if (held == 5) {
+		options->nodes = views[3].buf;
+		options->nodes_count = (size_t)views[3].len / sizeof(int);
+		options->cpu_nodes = views[4].buf;
+		options->cpus = (size_t)views[4].len / sizeof(int);
+		Py_BEGIN_ALLOW_THREADS
+		self->pager = nt_pager_new(options, views[0].buf, (size_t)views[0].len / sizeof(struct nt_run), views[1].buf,
+					   (size_t)views[1].len / sizeof(struct nt_range), views[2].buf, &error);
+		Py_END_ALLOW_THREADS
+		if (!self->pager)
+			raise_error(&error);
+	}
+	while (held > 0)
+		PyBuffer_Release(&views[--held]);
+	return self->pager ? 0 : -1;
+}
+
+static int pager_init(PyObject *object, PyObject *arguments, PyObject *named)
+{
+	PagerObject *self = (PagerObject *)object;
+	struct nt_options options = {0};
+	PyObject *arrays[5];
+	int relocate, inline_service, user_mode, toucher, staged;
+	unsigned long long window;
+	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOppiiipppKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
+					 &arrays[3], &arrays[4], &relocate, &inline_service, &options.pid, &options.uffd,
+					 &options.alive_fd, &user_mode, &toucher, &staged, &window, &options.rate, &options.deadline))
+		return -1;
+	if (self->pager) {
+		PyErr_SetString(PyExc_RuntimeError, "a Pager is made once");
+		return -1;
+	}
+	options.mechanism = relocate ? NT_RELOCATE : NT_PROTECT;
+	options.service = inline_service ? NT_INLINE : NT_THREAD;
+	options.user_mode = user_mode;
+	options.toucher = toucher;
+	options.staged = staged;
+	options.window = window ? window : 1;
+	return make_pager(self, &options, arrays);
+}
+
+static void pager_dealloc(PyObject *object)
+{
+	PagerObject *self = (PagerObject *)object;
+	PyTypeObject *type = Py_TYPE(object);
+	if (self->pager) {
+		Py_BEGIN_ALLOW_THREADS
+		nt_pager_free(self->pager);
+		Py_END_ALLOW_THREADS
+	}
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+	release(object);
+	Py_DECREF(type);
+}
+
+static struct nt_pager *pager_of(PyObject *object)
+{
+	struct nt_pager *pager = ((PagerObject *)object)->pager;
+	if (!pager)
+		PyErr_SetString(PyExc_RuntimeError, "the Pager was not made");
+	return pager;
+}
+
+static PyObject *pager_start(PyObject *object, PyObject *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	struct nt_error error = {0};
+	int failed = 0;
+	if (!pager)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	failed = nt_pager_start(pager, &error);
+	Py_END_ALLOW_THREADS
+	if (failed) {
+		raise_error(&error);
+		return NULL;
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *pager_wait(PyObject *object, PyObject *arguments)
+{
+	struct nt_pager *pager = pager_of(object);
+	int phase;
+	double seconds;
+	bool reached = false;
+	if (!pager || !PyArg_ParseTuple(arguments, "id", &phase, &seconds))
+		return NULL;
+	do {
+		double slice = seconds < WAIT_SLICE ? (seconds > 0 ? seconds : 0) : WAIT_SLICE;
+		Py_BEGIN_ALLOW_THREADS
+		reached = nt_pager_wait(pager, (enum nt_phase)phase, slice);
+		Py_END_ALLOW_THREADS
+		if (PyErr_CheckSignals())
+			return NULL;
+		seconds -= slice;
+	} while (!reached && seconds > 0);
+	return PyBool_FromLong(reached);
+}
+
+static PyObject *pager_cancel(PyObject *object, PyObject *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	if (!pager)
+		return NULL;
+	nt_pager_cancel(pager);
+	Py_RETURN_NONE;
+}
+
+static PyObject *pager_stats(PyObject *object, PyObject *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	if (!pager)
+		return NULL;
+	struct nt_stats stats;
+	nt_pager_stats(pager, &stats);
+	PyObject *latency = PyDict_New();
+	for (unsigned bucket = 0; latency && bucket < NT_BUCKETS; bucket++) {
+		if (!stats.latency[bucket])
+			continue;
+		PyObject *limit = PyLong_FromUnsignedLongLong(nt_bucket_limit(bucket));
+		PyObject *count = PyLong_FromUnsignedLongLong(stats.latency[bucket]);
+		if (!limit || !count || PyDict_SetItem(latency, limit, count))
+			Py_CLEAR(latency);
+		Py_XDECREF(limit);
+		Py_XDECREF(count);
+	}
+	if (!latency)
+		return NULL;
+	return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsN}", "faults", (unsigned long long)stats.faults, "hole_faults",
+			     (unsigned long long)stats.hole_faults, "windows", (unsigned long long)stats.windows, "sweeps",
+			     (unsigned long long)stats.sweeps, "events", (unsigned long long)stats.events, "arm_ns",
+			     (unsigned long long)stats.arm_ns, "service_ns", (unsigned long long)stats.service_ns, "sweep_ns",
+			     (unsigned long long)stats.sweep_ns, "longest_ns", (unsigned long long)stats.longest_ns, "latency",
+			     latency);
+}
+
+static PyObject *pager_phase(PyObject *object, void *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	return pager ? PyLong_FromLong(nt_pager_phase(pager)) : NULL;
+}
+
+static PyObject *pager_shadow(PyObject *object, void *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	if (!pager)
+		return NULL;
+	struct nt_range shadow = nt_pager_shadow(pager);
+	return Py_BuildValue("(KK)", (unsigned long long)shadow.start, (unsigned long long)shadow.size);
+}
+
+/* The buffer: the state bytes, read-only; the kernel's view of them changes while one looks. */
+static int pager_getbuffer(PyObject *object, Py_buffer *view, int flags)
+{
+	struct nt_pager *pager = pager_of(object);
+	size_t pages;
+	if (!pager) {
+		view->obj = NULL;
+		return -1;
+	}
+	const uint8_t *states = nt_pager_states(pager, &pages);
+	return PyBuffer_FillInfo(view, object, (void *)(uintptr_t)states, (Py_ssize_t)pages, 1, flags);
+}
+
+static PyMethodDef pager_methods[] = {
+	{"start", pager_start, METH_NOARGS, PyDoc_STR("Register the ranges and begin to arm.")},
+	{"wait", pager_wait, METH_VARARGS, PyDoc_STR("wait(phase, seconds): whether the phase was reached in time.")},
+	{"cancel", pager_cancel, METH_NOARGS, PyDoc_STR("Ask for everything to be given back.")},
+	{"stats", pager_stats, METH_NOARGS, PyDoc_STR("Counters by name; latency: {upper bound in ns: count}.")},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pager_attributes[] = {
+	{"phase", pager_phase, NULL, PyDoc_STR("0 made, 1 arming, 2 serving, 3 done."), NULL},
+	{"shadow", pager_shadow, NULL, PyDoc_STR("(address, size) of the range of parked pages."), NULL},
+	{NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pager_slots[] = {
+	{Py_tp_doc, (void *)PyDoc_STR("A pager; see pager.h. As a buffer it is its state bytes.")},
+	{Py_tp_init, (void *)pager_init},
+	{Py_tp_dealloc, (void *)pager_dealloc},
+	{Py_tp_methods, pager_methods},
+	{Py_tp_getset, pager_attributes},
+	{Py_bf_getbuffer, (void *)pager_getbuffer},
+	{0, NULL},
+};
+
+static PyType_Spec pager_spec = {
+	.name = "nexttouch._core.Pager",
+	.basicsize = sizeof(PagerObject),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = pager_slots,
+};
+
+static int execute(PyObject *module)
+{
+	PyObject *type = PyType_FromModuleAndSpec(module, &pager_spec, NULL);
+	int failed = !type || PyModule_AddType(module, (PyTypeObject *)type);
+	Py_XDECREF(type);
+	return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+	{Py_mod_exec, (void *)execute},
+	{0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "_core",
+	.m_doc = PyDoc_STR("The pager: serves page faults in C."),
+	.m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+	return PyModuleDef_Init(&definition);
+}

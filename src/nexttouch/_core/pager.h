@@ -1,0 +1,139 @@
+/*
+ * The pager: turns planned pages into traps, serves their faults, sweeps the rest, and gives everything back.
+ *
+ * A page belongs to exactly one state byte. Whoever changes it from ARMED to MOVING owns the page until it writes a
+ * final state: the byte is the page lock. Everybody else who touches the page waits in the kernel's fault queue and
+ * redoes the access.
+ *
+ *     PLANNED -> ARMING -> ARMED -> MOVING -> MOVED_FAULT | MOVED_SWEEP | a reason to stay (>= NT_REASON)
+ *         \---------\----------------------> a reason to stay
+ *
+ * Two mechanisms:
+ *
+ * NT_RELOCATE   private anonymous memory of this process. UFFDIO_MOVE parks a page in a shadow range (it keeps its
+ *               frame, its old address faults); a fault copies it into a fresh frame of the target node, which the
+ *               kernel installs at the old address and wakes the waiters. Parked pages are never written: until the copy
+ *               is installed the shadow holds the only and full contents, and UFFDIO_MOVE puts it back without needing memory.
+ * NT_PROTECT    any process, anonymous, shmem and hugetlb memory. Pages stay where they are, write-protected; a store
+ *               faults, move_pages(2) moves a window, the protection goes away. Contents are never out of place.
+ *
+ * One thread, in C, without Python and without allocating memory after the start, does everything: it arms, serves,
+ * reads the kernel's events about unmapping, and sweeps when no fault waits. With NT_INLINE the faulting threads serve
+ * themselves from a SIGBUS handler, and the thread does the rest.
+ */
+#ifndef NT_PAGER_H
+#define NT_PAGER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum nt_mechanism { NT_RELOCATE, NT_PROTECT };
+enum nt_service { NT_THREAD, NT_INLINE };
+
+/* States below NT_REASON; reasons have the numbers of nexttouch.live.reason.Reason. */
+enum nt_state {
+	NT_PLANNED = 0,
+	NT_ARMING = 1,
+	NT_ARMED = 2,
+	NT_MOVING = 3,
+	NT_MOVED_FAULT = 4,
+	NT_MOVED_SWEEP = 5,
+	NT_REASON = 32,
+};
+
+struct nt_run {
+	uint64_t start; /* address, a multiple of unit pages */
+	uint64_t pages;
+	uint64_t unit; /* pages that move together: 1, or those of a huge page */
+};
+
+struct nt_range {
+	uint64_t start;
+	uint64_t size; /* bytes */
+};
+
+/* Where a page is that has to move whatever node it is on. */
+#define NT_ANYWHERE (-1)
+
+struct nt_options {
+	enum nt_mechanism mechanism;
+	enum nt_service service;
+	pid_t pid;        /* whose memory; 0: this process */
+	int uffd;         /* descriptor of that memory, owned from here on; -1: make one (pid 0 only) */
+	int alive_fd;     /* a pidfd of `pid`: readable when the process is gone; -1: none */
+	bool user_mode;   /* the descriptor to make serves no faults of system calls */
+	bool toucher;     /* target: the node of the thread that touches; `nodes` then is where sweeps go */
+	const int *nodes; /* target: one node, or several, interleaved */
+	size_t nodes_count;
+	const int *cpu_nodes; /* node of each CPU */
+	size_t cpus;
+	bool staged;     /* relocate: the mapping has a memory policy of its own, so frames come from a staging area */
+	uint64_t window; /* most pages a fault moves */
+	double rate;     /* bytes a second that the sweep moves; 0: no sweep; INFINITY: as fast as it goes */
+	double deadline; /* seconds from the end of arming after which the sweep stops keeping to `rate`; INFINITY: never */
+};
+
+/* What went wrong: the call, its errno, and what it was for. */
+struct nt_error {
+	const char *call;
+	int number;
+	const char *detail;
+};
+
+/* Latencies of serving a fault: four buckets a power of two of nanoseconds. */
+#define NT_BUCKETS 128
+
+struct nt_stats {
+	uint64_t faults;       /* faults served */
+	uint64_t hole_faults;  /* of these, touches of pages that were not there yet */
+	uint64_t windows;      /* runs of pages moved for a fault */
+	uint64_t sweeps;       /* runs of pages moved by the sweep */
+	uint64_t events;       /* unmap, remap and discard events read */
+	uint64_t arm_ns;       /* time spent arming */
+	uint64_t service_ns;   /* time spent serving faults */
+	uint64_t sweep_ns;     /* time spent sweeping */
+	uint64_t longest_ns;   /* longest service of one fault */
+	uint64_t latency[NT_BUCKETS];
+};
+
+enum nt_phase { NT_CREATED, NT_ARMING_PHASE, NT_SERVING, NT_DONE };
+enum nt_request { NT_NONE, NT_CANCEL, NT_FORK };
+
+struct nt_pager;
+
+/*
+ * Make a pager for `runs` (sorted, disjoint), whose pages lie in `ranges` (what is registered) and are now on the nodes
+ * `origins` (one a page, in the order of the runs). The arrays are copied. NULL on failure, with `error` filled in, and
+ * `options->uffd` closed.
+ */
+struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_run *runs, size_t runs_count,
+			      const struct nt_range *ranges, size_t ranges_count, const int16_t *origins,
+			      struct nt_error *error);
+
+/* Register the ranges and start the thread, which begins to arm. 0, or -1 with `error`. */
+int nt_pager_start(struct nt_pager *pager, struct nt_error *error);
+
+/* Wait until `phase` is reached, at most `seconds`; whether it was. */
+bool nt_pager_wait(struct nt_pager *pager, enum nt_phase phase, double seconds);
+
+/* Ask the thread to give back every page that is still armed, and to end. */
+void nt_pager_cancel(struct nt_pager *pager);
+
+/* Cancel, wait for the end, free. */
+void nt_pager_free(struct nt_pager *pager);
+
+enum nt_phase nt_pager_phase(const struct nt_pager *pager);
+/* errno of what ended the thread early, 0 if nothing did. */
+int nt_pager_failure(const struct nt_pager *pager);
+void nt_pager_stats(const struct nt_pager *pager, struct nt_stats *stats);
+/* The state bytes, one a page in the order of the runs; they live as long as the pager. */
+const uint8_t *nt_pager_states(const struct nt_pager *pager, size_t *pages);
+/* The reservation of the parked pages: relocate's shadow; size 0 once it is gone. */
+struct nt_range nt_pager_shadow(const struct nt_pager *pager);
+
+/* The upper bound in nanoseconds of a latency bucket. */
+uint64_t nt_bucket_limit(unsigned bucket);
+
+#endif

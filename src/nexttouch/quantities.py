@@ -1,0 +1,116 @@
+"""Sizes, rates and durations: read from what people type, printed as people read them.
+
+Sizes are bytes (int), rates bytes per second (float), durations seconds (float). Binary prefixes only: a page is
+4 KiB, never 4.096 kB.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from .errors import InvalidArgument
+
+__all__ = ["format_count", "format_duration", "format_rate", "format_size", "parse_duration", "parse_rate", "parse_size"]
+
+_PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:i?b)?)", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|min|h)?", re.ASCII)
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_size(text: str, *, argument: str = "size") -> int:
+    """Bytes in `text`: digits with an optional unit (B, K, KiB, KB, M, ..., T; all binary).
+
+    >>> parse_size("128MiB"), parse_size("4k"), parse_size("1.5 GiB")
+    (134217728, 4096, 1610612736)
+
+    Raises:
+        InvalidArgument: naming `argument`, when the text is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise InvalidArgument(argument, f"is {text!r}, which is not a size such as 4096, 64KiB or 1.5GiB")
+    return int(float(match[1]) * 1024 ** _PREFIXES[match[2].lower()])
+
+
+def parse_rate(text: str, *, argument: str = "rate") -> float:
+    """Bytes a second in `text`: a size, with or without "/s".
+
+    >>> parse_rate("500MiB/s")
+    524288000.0
+
+    Raises:
+        InvalidArgument: naming `argument`, when the text is no rate or is zero.
+    """
+    try:
+        rate = float(parse_size(text.strip().removesuffix("/s"), argument=argument))
+    except InvalidArgument:
+        rate = 0.0
+    if rate <= 0:
+        raise InvalidArgument(argument, f"is {text!r}, which is not a rate such as 500MiB/s")
+    return rate
+
+
+def parse_duration(text: str, *, argument: str = "duration") -> float:
+    """Seconds in `text`: a number with ns, us, ms, s (the default), min or h.
+
+    >>> parse_duration("20ms"), parse_duration("3"), parse_duration("2min")
+    (0.02, 3.0, 120.0)
+
+    Raises:
+        InvalidArgument: naming `argument`, when the text is no duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise InvalidArgument(argument, f"is {text!r}, which is not a duration such as 20ms, 3s or 2min")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def format_size(size: float) -> str:
+    """`size` bytes with the largest binary unit that keeps it at 1 or more.
+
+    >>> format_size(0), format_size(4096), format_size(134217728), format_size(1.5 * 2**30)
+    ('0 B', '4 KiB', '128 MiB', '1.5 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(abs(size)) // 10), len(units) - 1) if abs(size) >= 1 else 0
+    number = f"{size / 1024**power:.1f}".removesuffix(".0")
+    return f"{number} {units[power]}"
+
+
+def format_rate(rate: float) -> str:
+    """`rate` bytes a second.
+
+    >>> format_rate(524288000)
+    '500 MiB/s'
+    """
+    return f"{format_size(rate)}/s"
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` with three significant digits and the unit that fits.
+
+    >>> format_duration(0.0000123), format_duration(0.0204), format_duration(3.5), format_duration(150)
+    ('12.3 us', '20.4 ms', '3.50 s', '2 min 30 s')
+    """
+    if seconds >= 60:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            break
+    else:
+        unit, scale = "ns", 1e-9
+    number = seconds / scale
+    decimals = 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:.{decimals}f} {unit}"
+
+
+def format_count(count: int) -> str:
+    """`count` with thousands separated.
+
+    >>> format_count(262144)
+    '262,144'
+    """
+    return f"{count:,}"
