@@ -15,7 +15,7 @@ demo: .venv/ready ## move the memory of a real program lazily between NUMA nodes
 	@$(PACKAGE) demo
 
 test: .venv/ready ## run every test, those that need four nodes in a virtual machine
-	@scripts/test
+	@scripts/test $(TEST_FLAGS)
 
 lint: .venv/ready ## ruff, mypy and the C compiler's warnings
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Any
 
 __all__ = [
     "FeatureMissing",
@@ -26,6 +27,20 @@ class NexttouchError(Exception):
     """Root of all errors raised on purpose; `except nt.NexttouchError` catches every one."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whatever arguments their classes take."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    kind: type[NexttouchError], arguments: tuple[object, ...], attributes: dict[str, object]
+) -> NexttouchError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
 
 
 class InvalidArgument(NexttouchError, ValueError):
@@ -80,10 +95,10 @@ class NoSuchProcess(NexttouchError):
 
 
 class NotPermitted(NexttouchError):
-    """The kernel refuses the caller access to process `pid`."""
+    """The memory of process `pid` (0: of this one) is not for the caller: the kernel refuses, or it has none."""
 
     def __init__(self, pid: int, reason: str) -> None:
-        super().__init__(f"process {pid} may not be touched: {reason}")
+        super().__init__(f"{f'process {pid}' if pid else 'this process'} may not be touched: {reason}")
         self.pid = pid
         self.reason = reason
 
@@ -105,6 +120,10 @@ class KernelError(NexttouchError, OSError):
         NexttouchError.__init__(self, f"{call}: {os.strerror(errno)} ({name})" + (f"; {detail}" if detail else ""))
         self.call = call
         self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """OSError keeps its number outside of the attributes."""
+        return _rebuilt, (type(self), self.args, self.__dict__ | {"errno": self.errno})
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -6,16 +6,27 @@ Sizes are bytes (int), rates bytes per second (float), durations seconds (float)
 
 from __future__ import annotations
 
-import math
 import re
+from numbers import Real
 
 from .errors import InvalidArgument
 
-__all__ = ["format_count", "format_duration", "format_rate", "format_size", "parse_duration", "parse_rate", "parse_size"]
+__all__ = [
+    "format_count",
+    "format_duration",
+    "format_rate",
+    "format_size",
+    "is_number",
+    "parse_duration",
+    "parse_rate",
+    "parse_size",
+]
 
 _PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:i?b)?)", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|min|h)?", re.ASCII)
+_SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_DURATION_UNITS = (("ns", 1e9), ("us", 1e6), ("ms", 1e3), ("s", 1.0))
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -67,16 +78,25 @@ def parse_duration(text: str, *, argument: str = "duration") -> float:
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number, of Python or NumPy; True and False are none.
+
+    >>> is_number(3), is_number(0.5), is_number(True), is_number("3")
+    (True, True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def format_size(size: float) -> str:
     """`size` bytes with the largest binary unit that keeps it at 1 or more.
 
     >>> format_size(0), format_size(4096), format_size(134217728), format_size(1.5 * 2**30)
     ('0 B', '4 KiB', '128 MiB', '1.5 GiB')
     """
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(int(math.log2(abs(size)) // 10), len(units) - 1) if abs(size) >= 1 else 0
-    number = f"{size / 1024**power:.1f}".removesuffix(".0")
-    return f"{number} {units[power]}"
+    number, power = float(size), 0
+    while abs(round(number, 1)) >= 1024 and power < len(_SIZE_UNITS) - 1:
+        number, power = number / 1024, power + 1
+    return f"{number:.1f}".removesuffix(".0") + f" {_SIZE_UNITS[power]}"
 
 
 def format_rate(rate: float) -> str:
@@ -94,17 +114,14 @@ def format_duration(seconds: float) -> str:
     >>> format_duration(0.0000123), format_duration(0.0204), format_duration(3.5), format_duration(150)
     ('12.3 us', '20.4 ms', '3.50 s', '2 min 30 s')
     """
-    if seconds >= 60:
+    if round(seconds, 1) >= 60:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest} s"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            break
-    else:
-        unit, scale = "ns", 1e-9
-    number = seconds / scale
-    decimals = 2 if number < 10 else 1 if number < 100 else 0
-    return f"{number:.{decimals}f} {unit}"
+    for unit, scale in _DURATION_UNITS:
+        for decimals, limit in ((2, 10), (1, 100), (0, 1000)):
+            if round(seconds * scale, decimals) < limit:
+                return f"{seconds * scale:.{decimals}f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def format_count(count: int) -> str:

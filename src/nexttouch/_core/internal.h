@@ -56,14 +56,14 @@ struct toucher {
 /* Messages read at most before they are handled: each comes from a thread that waits. */
 #define MESSAGES 512
 
-/* Parked pages whose mapping moved before they could be put back: `at` is where they belong now. */
+/* A range of the plan whose mapping moved to `to`: its MOVING pages have to be put back there. */
 struct displaced {
-	uint64_t at;
-	struct pages run;
+	uint64_t from, size, to;
 };
 
-#define DISPLACED 256
-#define MOVED_RANGES 64
+#define DISPLACED 1024
+#define MOVED_RANGES 1024
+#define CUTS 1024
 
 struct counts {
 	_Atomic uint64_t faults, hole_faults, windows, sweeps, events;
@@ -76,7 +76,7 @@ struct nt_pager;
 /*
  * What a mechanism does to a run. `arm` owns ARMING pages, `move` and `give_back` MOVING ones; each leaves every page in
  * another state. `move` and `give_back` return 0, or EAGAIN when an event has to be read first; the pages they could
- * not finish are then ARMED again (give_back at another address than their own: MOVING still). `let_go` resolves a fault
+ * not finish are then ARMED again (PLANNED again for `arm`; give_back of displaced pages, NT_REMAPPED: MOVING still). `let_go` resolves a fault
  * on a page that is not a trap (any more); 0, EEXIST or EAGAIN if the page is one of this pager's.
  */
 struct mechanism {
@@ -95,8 +95,8 @@ struct nt_pager {
 
 	struct segment *segments;
 	size_t segments_count;
-	struct nt_range *ranges;
-	size_t ranges_count;
+	struct nt_range *ranges; /* what is registered; unmapping cuts holes into it */
+	size_t ranges_count, ranges_room;
 	_Atomic uint8_t *states;
 	int16_t *origins;
 	size_t pages;
@@ -109,9 +109,8 @@ struct nt_pager {
 
 	int uffd;
 	int wake_fd;
-	int shadow_fd;         /* the userfaultfd that only the shadow is registered with: it reports no events */
 	uint64_t shadow, shadow_size;
-	uint8_t *stage;        /* frames to copy into, one huge page's worth */
+	uint8_t *stage;        /* frames to copy into: STAGE_SIZE for a huge page, as much for small ones */
 	_Atomic bool stage_taken;
 	void **addresses;      /* arguments of move_pages, one unit's or window's worth */
 	int *statuses, *wanted;
@@ -127,7 +126,7 @@ struct nt_pager {
 	uint64_t arm_page;
 	size_t sweep_segment;
 	uint64_t sweep_page;
-	uint64_t sweep_due_ns, deadline_ns;
+	uint64_t sweep_due_ns, deadline_ns, discarded_ns;
 
 	/* Inline service: handlers enter through the gate, which the thread shuts while it reads events. */
 	_Atomic bool gate_shut;
@@ -136,7 +135,7 @@ struct nt_pager {
 	pthread_t thread;
 	pid_t owner; /* the process whose thread it is: a forked child has only the memory */
 	bool started;
-	_Atomic int request, phase, failure;
+	_Atomic int request, phase;
 	pthread_mutex_t mutex;
 	pthread_cond_t changed;
 	struct counts counts;
@@ -147,6 +146,7 @@ struct nt_pager {
 #define ARM_PAGES 512
 /* Pages of the largest unit that is moved through the staging area, and of the largest window. */
 #define UNIT_PAGES 512
+#define STAGE_SIZE (2UL << 20)
 
 static inline uint64_t now_ns(void)
 {
@@ -190,6 +190,15 @@ void wake_thread(struct nt_pager *pager);
 void wake_range(struct nt_pager *pager, uint64_t address, uint64_t size);
 int give_back(struct nt_pager *pager, struct pages run, uint8_t reason);
 
+/* making.c */
+bool fail(struct nt_error *error, const char *call, const char *detail); /* with errno; false */
+bool watch_ranges(struct nt_pager *pager, struct nt_error *error);
+void stop_watching(struct nt_pager *pager, struct nt_range range);
+void dismantle(struct nt_pager *pager);
+
+/* relocate.c */
+void own_pages(const struct nt_pager *pager);
+
 /* policy.c */
 void use_node(struct nt_pager *pager, int node);
 void forget_node(void);
@@ -197,10 +206,14 @@ void forget_node(void);
 /* events.c */
 bool read_messages(struct nt_pager *pager);
 void handle_messages(struct nt_pager *pager);
+bool is_changing(const struct nt_pager *pager);
+void shut_gate(struct nt_pager *pager);
+void settle(struct nt_pager *pager);
 void record_service(struct nt_pager *pager, uint64_t took);
 
 /* touchers.c */
 struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
+int cpu_in_stat(const char *text);
 int node_of_cpu(const struct nt_pager *pager, int cpu);
 
 /* process.c */

@@ -35,8 +35,6 @@ struct uffdio_move {
 #define NT_MPOL_INTERLEAVE 3
 #define NT_MPOL_PREFERRED_MANY 5
 #define NT_MPOL_MF_MOVE (1 << 1)
-#define NT_MPOL_F_NODE (1 << 0)
-#define NT_MPOL_F_ADDR (1 << 1)
 
 /* As many nodes as the kernel can be built with (CONFIG_NODES_SHIFT <= 10). */
 #define NT_MAX_NODES 1024
@@ -57,17 +55,17 @@ static inline long nt_get_mempolicy(int *mode, struct nt_nodemask *nodes)
 	return syscall(SYS_get_mempolicy, mode, nodes->words, NT_MAX_NODES + 1UL, NULL, 0UL);
 }
 
-/* The node of the page at `address` of this process, faulting it in if need be; -1 with errno. */
-static inline int nt_node_of(const void *address)
-{
-	int node = -1;
-	long failed = syscall(SYS_get_mempolicy, &node, NULL, 0UL, address, (unsigned long)(NT_MPOL_F_NODE | NT_MPOL_F_ADDR));
-	return failed ? -1 : node;
-}
-
 static inline long nt_move_pages(pid_t pid, unsigned long count, void **pages, const int *nodes, int *status)
 {
 	return syscall(SYS_move_pages, pid, count, pages, nodes, status, NT_MPOL_MF_MOVE);
+}
+
+/* The node of the page at `address` of this process, negative if there is none. Never faults it in. */
+static inline int nt_node_of(uint64_t address)
+{
+	void *page = (void *)(uintptr_t)address;
+	int status = -1;
+	return nt_move_pages(0, 1, &page, NULL, &status) ? -1 : status;
 }
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The binding: class Pager of nexttouch._core. Limited API of CPython 3.11; no module state.
+ * The binding: class Pager of nexttouch._core, and how it gets a descriptor of another process's memory. Limited API of CPython 3.11; no module state.
  *
  * Every call that may wait releases the interpreter lock: a thread that holds it may be the one that faults.
  */
@@ -261,6 +261,38 @@ static int execute(PyObject *module)
 	return failed ? -1 : 0;
 }
 
+static PyObject *receive(PyObject *module, PyObject *arguments)
+{
+	(void)module;
+	int socket, descriptor = -1;
+	char data[4096];
+	ssize_t size = -1;
+	if (!PyArg_ParseTuple(arguments, "i", &socket))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	size = nt_receive(socket, data, sizeof data, &descriptor);
+	Py_END_ALLOW_THREADS
+	return size < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_BuildValue("(y#i)", data, (Py_ssize_t)size, descriptor);
+}
+
+static PyObject *forget(PyObject *module, PyObject *arguments)
+{
+	(void)module;
+	int descriptor;
+	if (!PyArg_ParseTuple(arguments, "i", &descriptor))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	nt_forget(descriptor);
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+	{"receive", receive, METH_VARARGS, PyDoc_STR("receive(socket): (bytes, descriptor), which no child inherits.")},
+	{"forget", forget, METH_VARARGS, PyDoc_STR("forget(descriptor): it was received, and is about to be closed.")},
+	{NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef_Slot slots[] = {
 	{Py_mod_exec, (void *)execute},
 	{0, NULL},
@@ -270,6 +302,7 @@ static struct PyModuleDef definition = {
 	PyModuleDef_HEAD_INIT,
 	.m_name = "_core",
 	.m_doc = PyDoc_STR("The pager: serves page faults in C."),
+	.m_methods = functions,
 	.m_slots = slots,
 };
 

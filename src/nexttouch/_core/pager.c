@@ -1,19 +1,14 @@
-/* The pager's life: made, armed, serving, sweeping, done. What happens to a page is the mechanisms' business. */
+/* What a pager does: it arms, serves, sweeps, and ends. What happens to a page is the mechanisms' business. */
 #include "pager.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
+#include <signal.h>
 #include <sys/prctl.h>
 
 #include "internal.h"
 
-#define HUGE_SIZE (2UL << 20)
 #define NS 1e9
 /* A window starts small and doubles while faults come next to the last one: read-ahead's rule. */
 #define FIRST_WINDOW 8
@@ -38,9 +33,15 @@ uint64_t claim(struct nt_pager *pager, const struct segment *segment, uint64_t f
 {
 	uint64_t page = first;
 	for (; page < limit; page++) {
+		_Atomic uint8_t *state = &pager->states[segment->first + page];
 		uint8_t expected = from;
-		if (!atomic_compare_exchange_strong(&pager->states[segment->first + page], &expected, (uint8_t)(from + 1)))
+		if (from == NT_PLANNED) { /* which nobody but the pager's thread changes */
+			if (atomic_load_explicit(state, memory_order_relaxed) != from)
+				break;
+			atomic_store_explicit(state, (uint8_t)(from + 1), memory_order_release);
+		} else if (!atomic_compare_exchange_strong(state, &expected, (uint8_t)(from + 1))) {
 			break;
+		}
 	}
 	_Static_assert(NT_ARMING == NT_PLANNED + 1 && NT_MOVING == NT_ARMED + 1, "claim counts on the order of the states");
 	return page - first;
@@ -202,6 +203,13 @@ static struct pages claim_swept(struct nt_pager *pager)
 	return (struct pages){pager->segments, 0, 0};
 }
 
+/* The time `seconds` after `from`; UINT64_MAX, which is never, if that is further off than the clock will get. */
+static uint64_t later(uint64_t from, double seconds)
+{
+	double limit = (double)((UINT64_MAX - from) / 2);
+	return seconds * NS < limit ? from + (uint64_t)(seconds * NS) : UINT64_MAX;
+}
+
 static void sweep(struct nt_pager *pager, bool late)
 {
 	uint64_t began = now_ns();
@@ -212,12 +220,11 @@ static void sweep(struct nt_pager *pager, bool late)
 	int again = pager->options.nodes_count ? move_run(pager, run, -1, NT_MOVED_SWEEP) : give_back(pager, run, NT_UNTOUCHED);
 	if (!again)
 		pager->sweep_page += run.count;
-	uint64_t now = now_ns(), pause = 0;
-	if (!late && !isinf(pager->options.rate))
-		pause = (uint64_t)((double)(run.count * pager->page_size) / pager->options.rate * NS);
+	double pause = late ? 0 : (double)(run.count * pager->page_size) / pager->options.rate;
 	/* What the sweep could not do while faults had the thread is not made up for beyond one pause. */
-	pager->sweep_due_ns = pager->sweep_due_ns + pause > began ? pager->sweep_due_ns + pause : began + pause;
-	count(&pager->counts.sweep_ns, now - began);
+	uint64_t due = later(pager->sweep_due_ns, pause);
+	pager->sweep_due_ns = due > began ? due : later(began, pause);
+	count(&pager->counts.sweep_ns, now_ns() - began);
 }
 
 /* Give every page back that is not touched yet; false when an event has to be read first. */
@@ -283,34 +290,6 @@ static uint8_t request_reason(const struct nt_pager *pager)
 	}
 }
 
-/* Remove every trap and every resource of the kernel; the states stay. */
-static void dismantle(struct nt_pager *pager)
-{
-	if (pager->uffd < 0 && pager->shadow_fd < 0)
-		return;
-	bool stranded = false;
-	for (size_t page = 0; page < pager->pages && !stranded; page++)
-		stranded = atomic_load_explicit(&pager->states[page], memory_order_relaxed) == NT_STRANDED;
-	for (size_t number = 0; number < pager->ranges_count; number++) {
-		struct uffdio_range range = {.start = pager->ranges[number].start, .len = pager->ranges[number].size};
-		if (pager->dont_fork)
-			madvise((void *)(uintptr_t)range.start, range.len, MADV_DOFORK);
-		ioctl(pager->uffd, UFFDIO_UNREGISTER, &range);
-	}
-	close(pager->uffd);
-	pager->uffd = -1;
-	if (pager->shadow_fd >= 0)
-		close(pager->shadow_fd);
-	pager->shadow_fd = -1;
-	if (pager->shadow_size && !stranded) {
-		munmap((void *)(uintptr_t)pager->shadow, pager->shadow_size);
-		pager->shadow_size = 0;
-	}
-	if (pager->stage)
-		munmap(pager->stage, HUGE_SIZE);
-	pager->stage = NULL;
-}
-
 static void *run_pager(void *argument)
 {
 	struct nt_pager *pager = argument;
@@ -327,8 +306,7 @@ static void *run_pager(void *argument)
 			armed = arm_batch(pager);
 			if (armed) {
 				pager->sweep_due_ns = now_ns();
-				if (!isinf(pager->options.deadline))
-					pager->deadline_ns = pager->sweep_due_ns + (uint64_t)(pager->options.deadline * NS);
+				pager->deadline_ns = later(pager->sweep_due_ns, pager->options.deadline);
 				set_phase(pager, NT_SERVING);
 			}
 		} else if (now_ns() >= next_sweep(pager)) {
@@ -339,201 +317,24 @@ static void *run_pager(void *argument)
 	}
 	if (!alive)
 		disarm_all(pager, NT_UNMAPPED);
+	shut_gate(pager);
 	dismantle(pager);
+	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: whoever asks after it is to hear that */
 	process_leave(pager);
-	set_phase(pager, NT_DONE);
 	return NULL;
 }
 
-/* ---- making one ---- */
+/* ---- starting, asking ---- */
 
-static bool fail(struct nt_error *error, const char *call, const char *detail)
+/* A handler of the program that ran in the pager's thread and touched an armed page would wait for itself. */
+static int create_thread(struct nt_pager *pager)
 {
-	*error = (struct nt_error){.call = call, .number = errno, .detail = detail};
-	return false;
-}
-
-static void *copy_of(const void *array, size_t count, size_t size)
-{
-	void *copy = calloc(count ? count : 1, size);
-	if (copy && count)
-		memcpy(copy, array, count * size);
-	return copy;
-}
-
-static bool copy_plan(struct nt_pager *pager, const struct nt_run *runs, size_t runs_count, const struct nt_range *ranges,
-		      size_t ranges_count, const int16_t *origins)
-{
-	const struct nt_options *options = &pager->options;
-	pager->segments_count = runs_count;
-	pager->segments = calloc(runs_count ? runs_count : 1, sizeof *pager->segments);
-	for (size_t number = 0; pager->segments && number < runs_count; number++) {
-		pager->segments[number] = (struct segment){.start = runs[number].start,
-							   .pages = runs[number].pages,
-							   .unit = runs[number].unit,
-							   .first = pager->pages};
-		pager->pages += runs[number].pages;
-	}
-	uint64_t most = options->window > UNIT_PAGES ? options->window : UNIT_PAGES;
-	pager->ranges_count = ranges_count;
-	pager->ranges = copy_of(ranges, ranges_count, sizeof *ranges);
-	pager->origins = copy_of(origins, pager->pages, sizeof *origins);
-	pager->states = calloc(pager->pages ? pager->pages : 1, 1);
-	pager->nodes = copy_of(options->nodes, options->nodes_count, sizeof *options->nodes);
-	pager->cpu_nodes = copy_of(options->cpu_nodes, options->cpus, sizeof *options->cpu_nodes);
-	pager->addresses = calloc(most, sizeof *pager->addresses);
-	pager->statuses = calloc(most, sizeof *pager->statuses);
-	pager->wanted = calloc(most, sizeof *pager->wanted);
-	for (size_t number = 0; number < options->nodes_count; number++)
-		pager->target.words[options->nodes[number] / 64] |= (uint64_t)1 << (options->nodes[number] % 64);
-	atomic_store(&pager->unfinished, pager->pages);
-	return pager->segments && pager->ranges && pager->origins && pager->states && pager->nodes && pager->cpu_nodes &&
-	       pager->addresses && pager->statuses && pager->wanted;
-}
-
-static int open_uffd(bool user_mode, uint64_t features, struct nt_error *error)
-{
-	int flags = O_CLOEXEC | O_NONBLOCK | (user_mode ? UFFD_USER_MODE_ONLY : 0);
-	int uffd = (int)syscall(SYS_userfaultfd, flags);
-	if (uffd < 0 && errno == EPERM && !user_mode) {
-		int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC); /* 6.1: its mode says who may, commit 2d5de004e009 */
-		if (device >= 0) {
-			uffd = ioctl(device, USERFAULTFD_IOC_NEW, flags);
-			close(device);
-		}
-	}
-	struct uffdio_api api = {.api = UFFD_API, .features = features};
-	if (uffd < 0) {
-		fail(error, "userfaultfd", "see `nexttouch doctor`");
-	} else if (ioctl(uffd, UFFDIO_API, &api)) {
-		fail(error, "UFFDIO_API", "this kernel lacks a feature that the mechanism needs; see `nexttouch doctor`");
-		close(uffd);
-		uffd = -1;
-	}
-	return uffd;
-}
-
-static uint64_t features_of(const struct nt_options *options)
-{
-	uint64_t features = UFFD_FEATURE_THREAD_ID;
-	if (options->mechanism == NT_PROTECT)
-		return features | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
-	features |= UFFD_FEATURE_MOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-	return options->service == NT_INLINE ? features | UFFD_FEATURE_SIGBUS : features;
-}
-
-static uint64_t aligned(uint64_t address, uint64_t alignment, uint64_t remainder)
-{
-	uint64_t base = address / alignment * alignment + remainder;
-	return base < address ? base + alignment : base;
-}
-
-/* Reserve the shadow: each run at an address that is as aligned as its own, so that huge pages are parked whole. */
-static bool reserve_shadow(struct nt_pager *pager, struct nt_error *error)
-{
-	uint64_t size = 0;
-	for (size_t number = 0; number < pager->segments_count; number++) {
-		struct segment *segment = &pager->segments[number];
-		uint64_t alignment = segment->unit * pager->page_size;
-		segment->shadow = aligned(size, alignment, segment->start % alignment);
-		size = segment->shadow + segment->pages * pager->page_size;
-	}
-	size += HUGE_SIZE;
-	void *shadow = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (shadow == MAP_FAILED)
-		return fail(error, "mmap", "reserving addresses for parked pages");
-	pager->shadow = (uint64_t)(uintptr_t)shadow;
-	pager->shadow_size = size;
-	uint64_t base = aligned(pager->shadow, HUGE_SIZE, 0);
-	for (size_t number = 0; number < pager->segments_count; number++)
-		pager->segments[number].shadow += base;
-	madvise(shadow, size, MADV_DONTFORK);
-	pager->shadow_fd = open_uffd(true, UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MOVE, error);
-	struct uffdio_register request = {.range = {.start = pager->shadow, .len = size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
-	if (pager->shadow_fd >= 0 && ioctl(pager->shadow_fd, UFFDIO_REGISTER, &request))
-		return fail(error, "UFFDIO_REGISTER", "registering the shadow");
-	return pager->shadow_fd >= 0;
-}
-
-static bool make_stage(struct nt_pager *pager, struct nt_error *error)
-{
-	bool huge = false;
-	for (size_t number = 0; number < pager->segments_count; number++)
-		huge |= pager->segments[number].unit > 1;
-	if (!huge && !pager->options.staged)
-		return true;
-	uint64_t size = 2 * HUGE_SIZE;
-	uint8_t *area = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (area == MAP_FAILED)
-		return fail(error, "mmap", "staging area");
-	uint8_t *stage = (uint8_t *)(uintptr_t)aligned((uint64_t)(uintptr_t)area, HUGE_SIZE, 0);
-	if (stage > area)
-		munmap(area, (size_t)(stage - area));
-	munmap(stage + HUGE_SIZE, (size_t)(area + size - stage) - HUGE_SIZE);
-	pager->stage = stage;
-	madvise(stage, HUGE_SIZE, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	madvise(stage, HUGE_SIZE, MADV_DONTFORK);
-	return true;
-}
-
-static bool open_files(struct nt_pager *pager, struct nt_error *error)
-{
-	if (pager->uffd < 0)
-		pager->uffd = open_uffd(pager->options.user_mode, features_of(&pager->options), error);
-	if (pager->uffd < 0)
-		return false;
-	pager->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (pager->wake_fd < 0)
-		return fail(error, "eventfd", NULL);
-	return pager->options.mechanism == NT_PROTECT || (reserve_shadow(pager, error) && make_stage(pager, error));
-}
-
-struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_run *runs, size_t runs_count,
-			      const struct nt_range *ranges, size_t ranges_count, const int16_t *origins,
-			      struct nt_error *error)
-{
-	struct nt_pager *pager = calloc(1, sizeof *pager);
-	if (!pager) {
-		fail(error, "calloc", NULL);
-		if (options->uffd >= 0)
-			close(options->uffd);
-		return NULL;
-	}
-	pager->options = *options;
-	pager->owner = getpid();
-	pager->mechanism = options->mechanism == NT_RELOCATE ? &relocate : &protect;
-	pager->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
-	pager->uffd = options->uffd;
-	pager->wake_fd = pager->shadow_fd = -1;
-	pager->deadline_ns = UINT64_MAX;
-	pthread_condattr_t monotonic;
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_mutex_init(&pager->mutex, NULL);
-	pthread_cond_init(&pager->changed, &monotonic);
-	bool made = copy_plan(pager, runs, runs_count, ranges, ranges_count, origins) || fail(error, "calloc", NULL);
-	if (!made || !open_files(pager, error)) {
-		nt_pager_free(pager);
-		return NULL;
-	}
-	return pager;
-}
-
-static bool register_ranges(struct nt_pager *pager, struct nt_error *error)
-{
-	bool missing = pager->options.mechanism == NT_RELOCATE;
-	for (size_t number = 0; number < pager->ranges_count; number++) {
-		struct nt_range range = pager->ranges[number];
-		struct uffdio_register request = {.range = {.start = range.start, .len = range.size},
-						  .mode = missing ? UFFDIO_REGISTER_MODE_MISSING : UFFDIO_REGISTER_MODE_WP};
-		if (ioctl(pager->uffd, UFFDIO_REGISTER, &request))
-			return fail(error, "UFFDIO_REGISTER",
-				    errno == EBUSY ? "the memory is watched by another userfaultfd" : "the kernel refuses this mapping");
-		/* A fork that no handler hears of (clone by number) must not see holes: better no mapping than zeros. */
-		if (missing && !madvise((void *)(uintptr_t)range.start, range.size, MADV_DONTFORK))
-			pager->dont_fork = true;
-	}
-	return true;
+	sigset_t all, before;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	int number = pthread_create(&pager->thread, NULL, run_pager, pager);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return number;
 }
 
 int nt_pager_start(struct nt_pager *pager, struct nt_error *error)
@@ -541,9 +342,11 @@ int nt_pager_start(struct nt_pager *pager, struct nt_error *error)
 	if (process_join(pager, error))
 		return -1;
 	atomic_store(&pager->phase, NT_ARMING_PHASE);
-	bool registered = register_ranges(pager, error);
+	if (pager->options.mechanism == NT_RELOCATE)
+		own_pages(pager);
+	bool registered = watch_ranges(pager, error);
 	if (registered) {
-		errno = pthread_create(&pager->thread, NULL, run_pager, pager);
+		errno = create_thread(pager);
 		pager->started = errno == 0;
 		if (!pager->started)
 			fail(error, "pthread_create", NULL);
@@ -581,33 +384,6 @@ void nt_pager_cancel(struct nt_pager *pager)
 	int none = NT_NONE;
 	atomic_compare_exchange_strong(&pager->request, &none, NT_CANCEL);
 	wake_thread(pager);
-}
-
-void nt_pager_free(struct nt_pager *pager)
-{
-	bool ours = pager->owner == getpid();
-	if (ours && pager->started) {
-		nt_pager_cancel(pager);
-		pthread_join(pager->thread, NULL);
-	} else if (pager->uffd >= 0) {
-		dismantle(pager);
-	}
-	if (pager->wake_fd >= 0)
-		close(pager->wake_fd);
-	if (ours) {
-		pthread_cond_destroy(&pager->changed);
-		pthread_mutex_destroy(&pager->mutex);
-	}
-	free(pager->segments);
-	free(pager->ranges);
-	free(pager->origins);
-	free(pager->states);
-	free(pager->nodes);
-	free(pager->cpu_nodes);
-	free(pager->addresses);
-	free(pager->statuses);
-	free(pager->wanted);
-	free(pager);
 }
 
 /* ---- watching one ---- */

@@ -124,9 +124,16 @@ void nt_pager_cancel(struct nt_pager *pager);
 /* Cancel, wait for the end, free. */
 void nt_pager_free(struct nt_pager *pager);
 
+/*
+ * Receive from a stream or packet socket, without waiting, up to `size` bytes and the descriptor that comes with them (-1:
+ * none), which a child does not keep that is forked before a pager is started with it. The bytes, or -1 with errno.
+ */
+ssize_t nt_receive(int socket, void *data, size_t size, int *descriptor);
+
+/* A received descriptor is about to be closed. */
+void nt_forget(int descriptor);
+
 enum nt_phase nt_pager_phase(const struct nt_pager *pager);
-/* errno of what ended the thread early, 0 if nothing did. */
-int nt_pager_failure(const struct nt_pager *pager);
 void nt_pager_stats(const struct nt_pager *pager, struct nt_stats *stats);
 /* The state bytes, one a page in the order of the runs; they live as long as the pager. */
 const uint8_t *nt_pager_states(const struct nt_pager *pager, size_t *pages);

@@ -20,7 +20,7 @@ static int protect_range(struct nt_pager *pager, uint64_t address, uint64_t size
 	return ioctl(pager->uffd, UFFDIO_WRITEPROTECT, &request) ? errno : 0;
 }
 
-/* Stop trapping a run and wake who waits; a run that is half unmapped is done page by page. EAGAIN only if nothing was done. */
+/* Stop trapping a run and wake who waits; a run that is half unmapped is done page by page. */
 static void unprotect(struct nt_pager *pager, struct pages run)
 {
 	uint64_t address = address_of(pager, run.segment, run.first), size = run.count * pager->page_size;
@@ -42,6 +42,10 @@ static int arm(struct nt_pager *pager, struct pages run)
 	for (uint64_t page = 0; page < run.count; page += unit) {
 		struct pages one = part(run, page, unit);
 		int number = protect_range(pager, address_of(pager, one.segment, one.first), unit * pager->page_size, true);
+		if (number == EAGAIN) {
+			set_states(pager, part(run, page, run.count - page), NT_PLANNED);
+			return EAGAIN;
+		}
 		if (!number)
 			set_states(pager, one, NT_ARMED);
 		else
@@ -58,10 +62,10 @@ static int give_back_at(struct nt_pager *pager, struct pages run, uint64_t to, u
 	return 0;
 }
 
-static uint8_t outcome_of(int status, int wanted, uint8_t moved)
+static uint8_t outcome_of(int status, uint8_t moved)
 {
 	if (status >= 0)
-		return status == wanted ? moved : NT_TARGET_FULL;
+		return moved;
 	switch (-status) {
 	case EACCES:
 		return NT_SHARED;
@@ -78,45 +82,70 @@ static uint8_t outcome_of(int status, int wanted, uint8_t moved)
 	}
 }
 
+/* Pages that go to one node: `count` entries of the arguments of move_pages from `first` on. */
+struct batch {
+	uint64_t first, count;
+	int node;
+};
+
+static void query(struct nt_pager *pager, struct batch batch)
+{
+	if (nt_move_pages(pager->options.pid, batch.count, pager->addresses + batch.first, NULL, pager->statuses + batch.first))
+		for (uint64_t page = 0; page < batch.count; page++)
+			pager->statuses[batch.first + page] = -ENOENT; /* the process is gone */
+}
+
 /*
- * Move `count` pages whose addresses and wanted nodes are filled in, and leave in `statuses` where each is or why it is not:
- * a call that stops early (one failure stops it) is repeated for what is not there yet, ATTEMPTS times.
+ * Move a batch, and leave in `statuses` its node for each page that is there, and for each that is not the reason: the call
+ * leaves most of them unwritten when one page fails, so it is repeated, ATTEMPTS times, and then it is asked where they are.
  */
-static void move_batch(struct nt_pager *pager, uint64_t count)
+static void move_batch(struct nt_pager *pager, struct batch batch)
 {
-	for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-		for (uint64_t page = 0; page < count; page++)
-			pager->statuses[page] = UNWRITTEN;
-		long result = nt_move_pages(pager->options.pid, count, pager->addresses, pager->wanted, pager->statuses);
-		if (result == 0 || (result < 0 && errno != ENOMEM))
-			return;
+	int *statuses = pager->statuses + batch.first;
+	bool full = false, complete = true;
+	long result = 1;
+	for (int attempt = 0; attempt < ATTEMPTS && (result > 0 || full); attempt++) {
+		for (uint64_t page = 0; page < batch.count; page++)
+			statuses[page] = UNWRITTEN;
+		result = nt_move_pages(pager->options.pid, batch.count, pager->addresses + batch.first,
+				       pager->wanted + batch.first, statuses);
+		full = result < 0 && errno == ENOMEM;
 	}
+	for (uint64_t page = 0; page < batch.count; page++)
+		complete &= statuses[page] != UNWRITTEN;
+	if (!complete)
+		query(pager, batch);
+	for (uint64_t page = 0; page < batch.count; page++)
+		if (statuses[page] >= 0 && statuses[page] != batch.node)
+			statuses[page] = full ? -ENOMEM : -EBUSY;
 }
 
-static void query_batch(struct nt_pager *pager, uint64_t count)
-{
-	bool complete = true;
-	for (uint64_t page = 0; page < count; page++)
-		complete &= pager->statuses[page] != UNWRITTEN;
-	if (!complete && nt_move_pages(pager->options.pid, count, pager->addresses, NULL, pager->statuses))
-		for (uint64_t page = 0; page < count; page++)
-			pager->statuses[page] = -ENOENT; /* the process is gone */
-}
-
+/*
+ * One call a target node: a call goes through its pages in stretches with the same target, and stops behind the first
+ * stretch with a page that fails.
+ */
 static int move(struct nt_pager *pager, struct pages run, int node, uint8_t moved)
 {
-	uint64_t unit = run.segment->unit, count = run.count / unit;
-	for (uint64_t page = 0; page < count; page++) {
-		uint64_t address = address_of(pager, run.segment, run.first + page * unit);
-		uint64_t turn = address / (unit * pager->page_size) % (pager->options.nodes_count ? pager->options.nodes_count : 1);
-		pager->addresses[page] = (void *)(uintptr_t)address;
-		pager->wanted[page] = node >= 0 ? node : pager->nodes[turn];
+	uint64_t unit = run.segment->unit, size = unit * pager->page_size, next = 0;
+	size_t targets = node >= 0 ? 1 : pager->options.nodes_count;
+	uint64_t start = address_of(pager, run.segment, run.first), end = start + run.count * pager->page_size;
+	for (size_t number = 0; number < targets; number++) {
+		struct batch batch = {.first = next, .node = node >= 0 ? node : pager->nodes[number]};
+		for (uint64_t address = start; address < end; address += size) {
+			if (address / size % targets != number) /* interleaved by address, as the kernel's policy does */
+				continue;
+			pager->addresses[next] = (void *)(uintptr_t)address;
+			pager->wanted[next++] = batch.node;
+		}
+		batch.count = next - batch.first;
+		if (batch.count)
+			move_batch(pager, batch);
 	}
-	move_batch(pager, count);
-	query_batch(pager, count);
 	unprotect(pager, run);
-	for (uint64_t page = 0; page < count; page++)
-		finish(pager, part(run, page * unit, unit), outcome_of(pager->statuses[page], pager->wanted[page], moved));
+	for (uint64_t page = 0; page < next; page++) {
+		uint64_t first = run.first + ((uint64_t)(uintptr_t)pager->addresses[page] - start) / pager->page_size;
+		finish(pager, (struct pages){run.segment, first, unit}, outcome_of(pager->statuses[page], moved));
+	}
 	return 0;
 }
 

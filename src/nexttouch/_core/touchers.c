@@ -22,6 +22,15 @@ int node_of_cpu(const struct nt_pager *pager, int cpu)
 	return cpu >= 0 && (size_t)cpu < pager->options.cpus ? pager->cpu_nodes[cpu] : -1;
 }
 
+/* The CPU in `text`, the content of a stat file; -1 if it is not there. */
+int cpu_in_stat(const char *text)
+{
+	const char *field = strrchr(text, ')'); /* a name may hold spaces and parentheses */
+	for (int number = STAT_AFTER_NAME - 1; field && number < STAT_PROCESSOR; number++)
+		field = strchr(field + 1, ' ');
+	return field ? (int)strtol(field + 1, NULL, 10) : -1;
+}
+
 static int cpu_of_thread(pid_t process, pid_t thread)
 {
 	char path[64], text[1024];
@@ -34,10 +43,7 @@ static int cpu_of_thread(pid_t process, pid_t thread)
 	if (size <= 0)
 		return -1;
 	text[size] = '\0';
-	char *field = strrchr(text, ')'); /* a name may hold spaces and parentheses */
-	for (int number = STAT_AFTER_NAME - 1; field && number < STAT_PROCESSOR; number++)
-		field = strchr(field + 1, ' ');
-	return field ? atoi(field + 1) : -1;
+	return cpu_in_stat(text);
 }
 
 /* The entry of `thread`; its node is up to date. Threads that share a slot take it from each other: only time is lost. */
