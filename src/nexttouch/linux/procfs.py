@@ -1,0 +1,380 @@
+"""What /proc says of a process: mappings, their sizes and policies, state, threads (proc(5), fs/proc/task_mmu.c).
+
+`pid` 0 is this process everywhere. Every function raises NoSuchProcess when there is no such process or it has ended,
+and NotPermitted when its memory belongs to somebody else. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+from ..errors import KernelError, NoSuchProcess, NotPermitted
+from .nodes import parse_list
+from .syscall import PAGE_SIZE
+
+__all__ = [
+    "Kind",
+    "Mapping",
+    "NumaMap",
+    "Smap",
+    "Status",
+    "access_error",
+    "directory",
+    "has_memory",
+    "mappings",
+    "not_permitted",
+    "numa_maps",
+    "smaps",
+    "start_time",
+    "status",
+    "threads",
+]
+
+_OF_OTHERS = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
+_OF_ITS_OWN = (
+    "it is protected from itself (not dumpable), as processes are that have changed their user; call "
+    "prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE"
+)
+_PF_KTHREAD = 0x200000  # include/linux/sched.h
+
+
+class Kind(StrEnum):
+    """What lies behind a mapping."""
+
+    ANONYMOUS = "anonymous"
+    HEAP = "heap"
+    STACK = "stack"
+    FILE = "file"
+    SHMEM = "shmem"
+    HUGETLB = "hugetlb"
+    DEVICE = "device"
+    SPECIAL = "special"
+
+    @property
+    def movable(self) -> bool:
+        """False for memory of drivers and of the kernel itself (vdso, vvar), which has no page to migrate."""
+        return self not in {Kind.DEVICE, Kind.SPECIAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of /proc/PID/maps: addresses [start, end).
+
+    `offset` is in bytes, `device` as `st_dev` of os.stat, `path` as the kernel prints it (" (deleted)" included), ""
+    for memory without a name. SHMEM is memfd, tmpfs, System V and shared anonymous memory.
+    """
+
+    start: int
+    end: int
+    readable: bool
+    writable: bool
+    executable: bool
+    shared: bool
+    offset: int
+    device: int
+    inode: int
+    path: str
+    kind: Kind
+
+    @property
+    def pages(self) -> int:
+        """Virtual pages, populated or not."""
+        return (self.end - self.start) // PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Smap:
+    """A mapping with its sizes from /proc/PID/smaps, and `flags`, the two-letter VmFlags ("lo" is locked)."""
+
+    mapping: Mapping
+    rss: int
+    anon_huge: int
+    kernel_page_size: int
+    locked: int
+    swap: int
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NumaMap:
+    """One line of /proc/PID/numa_maps.
+
+    `pages` is pages of PAGE_SIZE by node (the file counts a page of hugetlb as one, this does not); zero pages are in
+    none.
+    """
+
+    start: int
+    policy: str
+    kernel_page_size: int
+    pages: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The fields of /proc/PID/status that decide whether and how a process may be migrated.
+
+    `state` is one letter ("Z" is a zombie); `tracer` 0 when nobody traces it; `seccomp` 0 off, 1 strict, 2 filter;
+    `uid` the effective one; sizes 0 for a process without memory.
+    """
+
+    name: str
+    state: str
+    tracer: int
+    uid: int
+    threads: int
+    seccomp: int
+    rss: int
+    swap: int
+    locked: int
+    mems_allowed: tuple[int, ...]
+
+
+def mappings(pid: int = 0) -> list[Mapping]:
+    """Return the mappings of process `pid`, by ascending address.
+
+    Raises:
+        NoSuchProcess: also for a zombie, which has no memory any more.
+        NotPermitted: see the head of the module; also for a kernel thread, which has no memory of its own.
+    """
+    kinds = _file_kinds(pid)
+    return [_mapping(line, kinds) for line in _lines(pid, "maps")]
+
+
+def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
+    """Return the mappings of process `pid` that overlap [start, end) with their sizes.
+
+    The kernel walks all page tables of the process for it, wherever the range is: 30 ns a page.
+
+    Raises:
+        NoSuchProcess, NotPermitted: as `mappings`.
+    """
+    kinds, found = _file_kinds(pid), []
+    lines = iter(_lines(pid, "smaps"))
+    for head in lines:
+        low, high = (int(word, 16) for word in head.split(" ", 1)[0].split("-"))
+        wanted = low < end and start < high
+        fields: dict[str, str] = {}
+        for line in lines:
+            if line.startswith(_OF_SMAPS):
+                key, _, value = line.partition(":")
+                fields[key] = value
+                if key == "VmFlags":  # the last line of a mapping
+                    break
+        if wanted:
+            found.append(_smap(_mapping(head, kinds), fields))
+    return found
+
+
+_OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", "VmFlags:")
+
+
+def numa_maps(pid: int = 0) -> list[NumaMap]:
+    """Pages by node and the policy of each mapping of process `pid`; walks all its page tables.
+
+    Raises:
+        NoSuchProcess, NotPermitted: as `mappings`.
+    """
+    return [_numa_map(line) for line in _lines(pid, "numa_maps")]
+
+
+def status(pid: int = 0) -> Status:
+    """State, owner, sizes and allowed nodes of process `pid`; a zombie has these too.
+
+    >>> status().state
+    'R'
+    """
+    fields = dict(line.split(":\t", 1) for line in _text(pid, "status").split("\n") if ":\t" in line)
+    return Status(
+        name=fields["Name"],
+        state=fields["State"][0],
+        tracer=int(fields["TracerPid"]),
+        uid=int(fields["Uid"].split()[1]),
+        threads=int(fields["Threads"]),
+        seccomp=int(fields.get("Seccomp", "0")),
+        rss=_kib(fields.get("VmRSS")),
+        swap=_kib(fields.get("VmSwap")),
+        locked=_kib(fields.get("VmLck")),
+        mems_allowed=parse_list(fields["Mems_allowed_list"]),
+    )
+
+
+def start_time(pid: int = 0) -> int:
+    """When process `pid` started, in clock ticks since boot: with the pid it names one process for ever."""
+    return int(_stat(pid)[22 - 3])
+
+
+def threads(pid: int = 0) -> list[int]:
+    """Thread ids of process `pid`, ascending."""
+    try:
+        return sorted(int(entry.name) for entry in (directory(pid) / "task").iterdir())
+    except OSError as error:
+        raise access_error(pid, error) from None
+
+
+def has_memory(pid: int = 0) -> bool:
+    """Whether process `pid` has an address space: false for zombies and kernel threads."""
+    return _text(pid, "statm").split()[0] != "0"
+
+
+def directory(pid: int) -> Path:
+    """Return the folder of process `pid` in /proc."""
+    return Path("/proc", str(pid) if pid else "self")
+
+
+def access_error(pid: int, error: OSError) -> NoSuchProcess | NotPermitted | KernelError:
+    """Make the typed error for `error`, which an access to a file of process `pid` in /proc has raised."""
+    if isinstance(error, FileNotFoundError | ProcessLookupError):
+        return NoSuchProcess(pid) if isinstance(error, FileNotFoundError) else _ended(pid)
+    if isinstance(error, PermissionError):
+        return not_permitted(pid)
+    return KernelError(f"access to {error.filename or directory(pid)}", error.errno or 0)
+
+
+def not_permitted(pid: int) -> NotPermitted:
+    """Make the error for a process whose memory the kernel does not let this one see."""
+    return NotPermitted(pid, _OF_ITS_OWN if pid in (0, os.getpid()) else _OF_OTHERS)
+
+
+def _ended(pid: int) -> NoSuchProcess:
+    return NoSuchProcess(pid, "and has no memory any more")
+
+
+def _text(pid: int, name: str) -> str:
+    try:
+        return os.fsdecode((directory(pid) / name).read_bytes())
+    except OSError as error:
+        raise access_error(pid, error) from None
+
+
+# Fields of /proc/PID/stat from the third on: the second is a name in parentheses, which may contain any of them.
+def _stat(pid: int) -> list[str]:
+    return _text(pid, "stat").rpartition(")")[2].split()
+
+
+def _lines(pid: int, name: str) -> list[str]:
+    # Empty for a kernel thread and for a zombie (ESRCH from some kernels, for both).
+    try:
+        text = _text(pid, name)
+    except NoSuchProcess:
+        text = ""
+    if not text:
+        raise _without_memory(pid)
+    return text.split("\n")[:-1]
+
+
+def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:
+    if int(_stat(pid)[9 - 3]) & _PF_KTHREAD:
+        return NotPermitted(pid, "it is a kernel thread, which has no memory of its own")
+    return _ended(pid)
+
+
+def _mapping(line: str, kinds: dict[int, Kind]) -> Mapping:
+    addresses, access, offset, device, inode, *path = line.split(None, 5)
+    start, _, end = addresses.partition("-")
+    major, _, minor = device.partition(":")
+    number, name = os.makedev(int(major, 16), int(minor, 16)), path[0] if path else ""
+    return Mapping(
+        int(start, 16),
+        int(end, 16),
+        access[0] == "r",
+        access[1] == "w",
+        access[2] == "x",
+        access[3] == "s",
+        int(offset, 16),
+        number,
+        int(inode),
+        name,
+        _kind(name, number, kinds),
+    )
+
+
+def _kind(path: str, device: int, kinds: dict[int, Kind]) -> Kind:
+    if path.startswith("/") and not _DEVICE.match(path):
+        return kinds.get(device, Kind.FILE)
+    if not path or path.startswith("[anon:") or path == "/dev/zero":
+        return Kind.ANONYMOUS
+    return _NAMED.get(path.partition(":")[0]) or (Kind.SPECIAL if path.startswith("[") else Kind.DEVICE)
+
+
+# A driver's file: below /dev, except shared memory and huge pages that are mounted there. "/dev/zero (deleted)" is what
+# the kernel calls shared anonymous memory. Files without a folder ("anon_inode:[perf_event]") are drivers' too.
+_DEVICE = re.compile(r"/dev/(?!shm/|hugepages|zero \(deleted\))|/dmabuf:")
+_NAMED = {"[heap]": Kind.HEAP, "[stack]": Kind.STACK, "[stack": Kind.STACK, "[anon_shmem": Kind.SHMEM}
+
+
+def _file_kinds(pid: int) -> dict[int, Kind]:
+    """Kind by device, for the file systems that live in memory: the kernel's own mounts and those the process sees.
+
+    /proc/PID/maps does not say what a file is, and names do not either: a memfd can be of huge pages.
+    """
+    kinds = dict(_kernel_mounts())
+    try:
+        lines = _text(pid, "mountinfo").split("\n")
+    except (NoSuchProcess, NotPermitted, KernelError):
+        return kinds  # a zombie has no mounts; what follows will say so
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        kind = _IN_MEMORY.get(after.partition(" ")[0])
+        if kind:
+            major, _, minor = before.split(" ")[2].partition(":")
+            kinds[os.makedev(int(major), int(minor))] = kind
+    return kinds
+
+
+_IN_MEMORY = {"tmpfs": Kind.SHMEM, "devtmpfs": Kind.SHMEM, "hugetlbfs": Kind.HUGETLB}
+
+
+@cache
+def _kernel_mounts() -> dict[int, Kind]:
+    # Mounts inside the kernel are in no list, but files can be made on them; making one reserves no memory.
+    kinds = dict.fromkeys(_memfd_device(0), Kind.SHMEM)
+    for size in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
+        exponent = (int(size.name[10:-2]) * 1024).bit_length() - 1
+        kinds |= dict.fromkeys(_memfd_device(os.MFD_HUGETLB | exponent << os.MFD_HUGE_SHIFT), Kind.HUGETLB)
+    return kinds
+
+
+def _memfd_device(flags: int) -> Iterator[int]:
+    try:
+        descriptor = os.memfd_create("nexttouch-probe", os.MFD_CLOEXEC | flags)
+    except OSError:
+        return
+    yield os.fstat(descriptor).st_dev
+    os.close(descriptor)
+
+
+def _smap(mapping: Mapping, fields: dict[str, str]) -> Smap:
+    return Smap(
+        mapping,
+        _kib(fields["Rss"]),
+        _kib(fields.get("AnonHugePages")),
+        _kib(fields["KernelPageSize"]),
+        _kib(fields.get("Locked")),
+        _kib(fields.get("Swap")),
+        frozenset(fields["VmFlags"].split()),
+    )
+
+
+def _kib(value: str | None) -> int:
+    return int(value.split()[0]) * 1024 if value else 0
+
+
+# "START POLICY [file=NAME|heap|stack] [huge] KEY=COUNT...": a policy may contain spaces ("prefer (many):0").
+_NUMA_LINE = re.compile(r"([0-9a-f]+) (.+?)(?: (?:file=\S*|heap|stack))?(?: huge)?((?: \w+=\d+)*) *")
+
+
+def _numa_map(line: str) -> NumaMap:
+    match = _NUMA_LINE.fullmatch(line)
+    if not match:
+        raise KernelError("numa_maps", 71, f"a line that nexttouch cannot read: {line!r}")
+    counts = {key: int(value) for key, _, value in (word.partition("=") for word in match[3].split())}
+    size = counts.get("kernelpagesize_kB", PAGE_SIZE // 1024) * 1024
+    each = size // PAGE_SIZE
+    pages = {int(key[1:]): count * each for key, count in counts.items() if key[0] == "N"}
+    return NumaMap(int(match[1], 16), match[2], size, pages)
