@@ -29,6 +29,7 @@ from .errors import (
 from .topology import Topology, topology  # now: later the submodule would take the function's name
 
 if TYPE_CHECKING:
+    from .allocate import empty, zeros
     from .live.attach import attach
     from .live.eager import MoveResult, move
     from .live.lazy import lazy, next_touch
@@ -45,10 +46,12 @@ _HOMES = {
     "Reason": "live.reason",
     "Stats": "live.migration",
     "attach": "live.attach",
+    "empty": "allocate",
     "lazy": "live.lazy",
     "move": "live.eager",
     "next_touch": "live.lazy",
     "where": "placement",
+    "zeros": "allocate",
 }
 
 __all__ = [
@@ -69,11 +72,13 @@ __all__ = [
     "TargetRefused",
     "Topology",
     "attach",
+    "empty",
     "lazy",
     "move",
     "next_touch",
     "topology",
     "where",
+    "zeros",
 ]
 
 

@@ -1,0 +1,79 @@
+"""Lazy migration of a running program's memory, from outside and without its cooperation."""
+
+from __future__ import annotations
+
+import errno
+import operator
+from collections.abc import Iterable
+from typing import SupportsIndex
+
+from ..errors import InvalidArgument, KernelError, TargetRefused
+from ..linux.userfaultfd import Feature
+from ..topology import check_target
+from .descriptor import TAKEN, acquire, check
+from .migration import Migration, Options
+from .plan import make_plan
+
+__all__ = ["attach"]
+
+_FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.THREAD_ID
+
+
+def attach(
+    pid: SupportsIndex,
+    to: SupportsIndex | Iterable[SupportsIndex],
+    *,
+    rate: float | None = None,
+    deadline: float | None = None,
+    window: int = 64,
+    always: bool = False,
+) -> Migration:
+    """Move the memory of process `pid` to node `to` as the program writes to it, and the rest by a sweep.
+
+    The program is stopped once, for about a millisecond, whatever its size. After that its pages are write-protected:
+    a store waits until its page has moved, loads go on undisturbed. What cannot be protected (files, read-only memory)
+    is moved eagerly at the end. If this process dies, the kernel takes back every protection: the program runs on and
+    loses nothing. Arguments as `lazy`; `rate=0` and no deadline leaves unwritten pages where they are until `cancel`.
+    With `always`, pages that are on a target node already are trapped as well, and found to be there when their turn
+    comes: to see what attaching costs a program without moving anything.
+
+    >>> with attach(pid, to=1) as migration:                                                         # doctest: +SKIP
+    ...     migration.wait()
+
+    Raises:
+        InvalidArgument: naming the argument.
+        NoSuchNode, NodeUnavailable: about `to`.
+        NoSuchProcess: it does not exist, or ended meanwhile.
+        NotPermitted: it is somebody else's.
+        TargetRefused: it is in a state in which attaching could harm it; it was left as it was.
+        FeatureMissing: the kernel lacks what this needs.
+    """
+    options = Options("thread", window, rate, deadline)
+    options.check()
+    pid = _process_id(pid)
+    targets = check_target(to)
+    check(pid)
+    targets = check_target(targets, pid=pid)
+    acquired = acquire(pid, features=_FEATURES, wanted=Feature.WP_HUGETLBFS_SHMEM)
+    # The plan is made after that: by now the descriptors say which process it is, even if its number is used again.
+    try:
+        plan = make_plan(pid, None, targets, always=always)
+    except BaseException:
+        acquired.close()
+        raise
+    try:
+        return Migration(plan, options, attached=acquired)
+    except KernelError as error:
+        if error.errno == errno.EBUSY:  # since `check`
+            raise TargetRefused(pid, TAKEN) from None
+        raise
+
+
+def _process_id(pid: SupportsIndex) -> int:
+    try:
+        number = -1 if isinstance(pid, bool) else operator.index(pid)
+    except TypeError:
+        number = -1
+    if number <= 0:
+        raise InvalidArgument("pid", f"is {pid!r}, but a process id is a positive integer")
+    return number

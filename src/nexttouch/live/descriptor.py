@@ -1,0 +1,310 @@
+"""A userfaultfd on the memory of a program that does not know of it.
+
+Only a process itself can open a userfaultfd on its memory. So one of its threads is stopped for a moment and made to
+clone itself into a process that shares its memory only, which opens one (`nexttouch.live.injection`). The descriptor is
+copied out with pidfd_getfd(2), and the clone ended before the thread runs on: whichever way the migrator ends, its
+descriptor is the last one, and the kernel then takes back every protection. For the same reason a child that the
+migrator forks does not keep it (`nexttouch._core.receive`). The program loses about a millisecond, whatever its size.
+
+Whether the program has the privilege to open one does not matter if the migrator may open /dev/userfaultfd: it passes
+the open device in. Writing vm.unprivileged_userfaultfd instead would open the door to every process of the machine,
+and leave it open if the migrator is killed; a descriptor for faults of user mode only would make the program's own
+system calls fail with EFAULT.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from .. import _core, errors
+from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
+from ..linux import procfs
+from ..linux.pidfd import pidfd_open
+from ..linux.ptrace import ARCHITECTURES
+from ..linux.syscall import MACHINE
+from ..linux.userfaultfd import Feature, Userfaultfd, available_features
+from .injection import SECCOMP, TRACED
+
+__all__ = ["TAKEN", "Acquired", "acquire", "check"]
+
+TAKEN = "another process (such as a virtual machine's monitor, or another migrator) handles its page faults"
+"""Why a process is refused whose memory somebody else's userfaultfd watches."""
+
+
+class Acquired(NamedTuple):
+    """Descriptors of a program's memory (`uffd`) and of the program (`pidfd`).
+
+    A pager that is started with `uffd` closes it; whoever has it before that calls `close`. `stopped` is the seconds
+    one thread of the program stood still.
+    """
+
+    uffd: int
+    pidfd: int
+    stopped: float
+
+    def close(self) -> None:
+        """Undo whatever was done with the descriptors."""
+        _core.forget(self.uffd)
+        os.close(self.uffd)
+        os.close(self.pidfd)
+
+
+def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
+    """Open a userfaultfd on the memory of process `pid`, with its handshake done.
+
+    The descriptor is non-blocking and serves faults of system calls too. A child that this process forks before a pager
+    has it does not keep it.
+
+    Args:
+        pid: whose memory.
+        features: what the descriptor has to be able to do.
+        wanted: what it is to do as well, but only all of it together, where the kernel can.
+
+    >>> acquire(pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
+    Acquired(uffd=5, pidfd=3, stopped=0.000412)
+
+    Raises:
+        InvalidArgument: `pid` is not positive, or a thread.
+        NoSuchProcess: it does not exist, or ended meanwhile.
+        NotPermitted: it belongs to somebody else, or tracing is restricted.
+        TargetRefused: attaching could harm it (see `check`); it runs on as it did.
+        FeatureMissing: the kernel lacks one of `features`, or this processor is not supported.
+        KernelError: any other failure, such as EMFILE.
+    """
+    if MACHINE not in ARCHITECTURES:
+        raise FeatureMissing("attaching", f"it is not written for {MACHINE}", f"use {' or '.join(ARCHITECTURES)}")
+    # First of all: from here on a new process with this number is told from the one that is meant.
+    pidfd = pidfd_open(pid)
+    try:
+        thread = check(pid)
+        descriptor, stopped = _inject(pid, thread, _system_call_instruction(thread), pidfd)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    acquired = Acquired(descriptor, pidfd, stopped)
+    try:
+        _shake_hands(Userfaultfd(descriptor), features, wanted)
+    except BaseException:
+        acquired.close()
+        raise
+    return acquired
+
+
+def check(pid: int) -> int:
+    """Look whether process `pid` can be attached to, without touching it; return the thread that would be stopped.
+
+    Raises:
+        TargetRefused: it is this process, a kernel thread, a zombie, traced already, confined by seccomp, a 32-bit
+            program, or somebody (itself, a debugger, another migrator) handles its page faults already.
+        NoSuchProcess: it does not exist.
+        NotPermitted: its memory is not for this user.
+    """
+    if pid == os.getpid():
+        raise TargetRefused(pid, "it is this process; use nexttouch.lazy or nexttouch.next_touch for its own memory")
+    thread = _running_thread(pid)
+    status = procfs.status(thread)
+    if not procfs.has_memory(thread):
+        _refuse_without_memory(pid, thread)
+    if status.tracer:
+        raise TargetRefused(pid, TRACED.format(status.tracer))
+    if status.seccomp:
+        raise TargetRefused(pid, SECCOMP)
+    _check_descriptors(pid, thread, status.uid)
+    _check_program(pid, thread)
+    _check_mappings(pid, thread)
+    return thread
+
+
+def _running_thread(pid: int) -> int:
+    """Return the main thread unless it has ended or does not react to anything, else another one."""
+    states = {}
+    for thread in sorted(procfs.threads(pid), key=lambda thread: thread != pid):
+        with suppress(NoSuchProcess):
+            states[thread] = procfs.status(thread).state
+        if states.get(thread, "Z") not in "ZXD":
+            return thread
+    for thread, state in states.items():
+        if state == "D":
+            return thread
+    raise TargetRefused(pid, "it has ended already (a zombie); its parent has yet to take notice")
+
+
+def _refuse_without_memory(pid: int, thread: int) -> NoReturn:
+    try:
+        fields = (procfs.directory(thread) / "stat").read_bytes().rpartition(b")")[2].split()
+    except OSError as error:
+        raise procfs.access_error(pid, error) from None
+    if int(fields[9 - 3]) & _PF_KTHREAD:
+        raise TargetRefused(pid, "it is a kernel thread, which has no memory of its own")
+    raise NoSuchProcess(pid, "meanwhile")
+
+
+_PF_KTHREAD = 0x200000  # include/linux/sched.h
+
+
+# From here on the thread is asked, not the process: a main thread that has ended has neither descriptors nor memory.
+
+
+def _check_descriptors(pid: int, thread: int, uid: int) -> None:
+    try:
+        links = list((procfs.directory(thread) / "fd").iterdir())
+        taken = next((link.name for link in links if _target(link) == "anon_inode:[userfaultfd]"), None)
+    except PermissionError:  # of the folder, or of what is in it
+        raise NotPermitted(pid, _why_closed(uid)) from None
+    except OSError as error:
+        raise procfs.access_error(pid, error) from None
+    if taken:
+        raise TargetRefused(pid, f"it handles its own page faults (its descriptor {taken} is a userfaultfd)")
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:  # closed since
+        return ""
+
+
+def _why_closed(uid: int) -> str:
+    remedy = "run as root or with CAP_SYS_PTRACE"
+    if uid != os.geteuid():
+        return f"it belongs to user {uid}; {remedy}"
+    return f"it is protected from its own user, as programs with set-uid or file capabilities are; {remedy}"
+
+
+def _check_program(pid: int, thread: int) -> None:
+    try:
+        with Path(f"/proc/{thread}/exe").open("rb") as program:
+            head = program.read(5)
+    except OSError as error:
+        raise procfs.access_error(pid, error) from None
+    if head != b"\x7fELF\x02":
+        raise TargetRefused(pid, "it is a 32-bit program; only 64-bit ones can be attached to")
+
+
+def _check_mappings(pid: int, thread: int) -> None:
+    # The descriptor may be another process's, as with a virtual machine's fault handler: only the mappings tell then.
+    try:
+        with Path(f"/proc/{thread}/smaps").open("rb") as lines:
+            taken = any(line.startswith(b"VmFlags") and _REGISTERED.search(line) for line in lines)
+    except OSError as error:
+        raise procfs.access_error(pid, error) from None
+    if taken:
+        raise TargetRefused(pid, TAKEN)
+
+
+_REGISTERED = re.compile(rb" u[mwi] ")  # missing, write-protect, minor
+
+
+def _system_call_instruction(thread: int) -> int:
+    """Return the address of an instruction of the kernel's own code in `thread` (vdso) that makes a system call."""
+    architecture = ARCHITECTURES[MACHINE]
+    for mapping in procfs.mappings(thread):
+        if mapping.path == "[vdso]":
+            code = _read_memory(thread, mapping.start, mapping.end - mapping.start)
+            at = code.find(architecture.instruction)
+            while at % architecture.alignment:
+                at = code.find(architecture.instruction, at + 1)
+            if at >= 0:
+                return mapping.start + at
+    raise TargetRefused(thread, "it has no vdso, from where its system calls could be made; move its pages eagerly")
+
+
+def _read_memory(thread: int, start: int, length: int) -> bytes:
+    try:
+        with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
+            memory.seek(start)
+            return memory.read(length)
+    except OSError as error:
+        raise procfs.access_error(thread, error) from None
+
+
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from nexttouch.live import injection
+injection.main(sys.argv[1:])
+"""
+
+
+def _inject(pid: int, thread: int, instruction: int, pidfd: int) -> tuple[int, float]:
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise KernelError("socketpair", error.errno or 0, _REMEDIES.get(error.errno or 0, "")) from None
+    with ours, theirs:
+        numbers = map(str, (pid, thread, instruction, pidfd, theirs.fileno()))
+        helper = _start_helper(numbers, (pidfd, theirs.fileno()))
+        with helper:
+            theirs.close()
+            answer, descriptor = _receive(ours)
+    return _read_answer(answer, descriptor, pid, helper.returncode)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, int]:
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.poll()
+    return _core.receive(channel.fileno())
+
+
+def _start_helper(numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    # Isolated (-I) and without site-packages (-S): quick, and nothing of the environment or the working directory gets
+    # into a process that may be root's.
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), *numbers]
+    none = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            command, stdin=none, stdout=none, stderr=none, pass_fds=descriptors, start_new_session=True
+        )
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, f"{sys.executable!r} has to be a Python interpreter")
+        raise KernelError("execve", error.errno or 0, remedy) from None
+
+
+_NO_DESCRIPTOR = "this process has no file descriptor left; raise its limit (ulimit -n)"
+_NO_PROCESS = "this user may have no more processes; raise the limit (ulimit -u, pids.max)"
+_REMEDIES = {errno.EMFILE: _NO_DESCRIPTOR, errno.ENFILE: _NO_DESCRIPTOR, errno.EAGAIN: _NO_PROCESS}
+
+
+def _read_answer(answer: bytes, descriptor: int, pid: int, exit_status: int) -> tuple[int, float]:
+    if not answer:
+        detail = f"the process that attaches ended with status {exit_status} before it was done; look at process {pid}"
+        raise KernelError("attach", errno.ECHILD, detail)
+    fields = json.loads(answer)
+    if "error" in fields:
+        if fields["error"] == "NoSuchProcess":
+            raise NoSuchProcess(pid, "while it was attached to")
+        kind: type[NexttouchError] = getattr(errors, fields["error"])
+        raise kind(*fields["arguments"])
+    if descriptor < 0:
+        raise KernelError("recvmsg", errno.EMFILE, _NO_DESCRIPTOR)
+    return descriptor, float(fields["stopped"])
+
+
+def _shake_hands(uffd: Userfaultfd, features: int, wanted: int) -> None:
+    if wanted:
+        with suppress(KernelError):  # after a handshake that failed there may be another one
+            uffd.api(features | wanted)
+            return
+    try:
+        uffd.api(features)
+    except KernelError as error:
+        missing = int(features) & ~int(available_features())
+        if missing:
+            name = f"userfaultfd {Feature(missing).name or hex(missing)}"
+            raise FeatureMissing(name, "this kernel lacks it", "nexttouch doctor says which one has it") from None
+        if error.errno == errno.EPERM:
+            remedy = "run as root or with CAP_SYS_PTRACE"
+            raise FeatureMissing("following a program's forks", "this user may not", remedy) from None
+        raise

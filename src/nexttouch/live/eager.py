@@ -1,0 +1,272 @@
+"""Move pages now, with move_pages(2), so that the program never waits long and every page that stays has its reason.
+
+What the call does not do by itself: one page that fails ends the batch and leaves the statuses behind it unwritten, so
+a batch that was not done in full is asked about and halved until the page that fails is alone. And the call holds up
+whoever touches one of its pages, so its size follows a target for its duration.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import placement
+from ..errors import InvalidArgument, KernelError
+from ..linux import mempolicy, procfs
+from ..linux.syscall import PAGE_SIZE
+from ..quantities import is_number
+from ..topology import check_target
+from .pages import Pages, find, find_each
+from .reason import Reason, keyed
+
+__all__ = ["MoveResult", "Progress", "move", "move_pages"]
+
+Progress = Callable[[int, int], None]
+"""Called with (pages done, pages in all) after each batch."""
+
+# Pages a call: the first, and the least, since below that the call itself costs more than its pages.
+_SMALLEST_BATCH = 64
+_LARGEST_BATCH = 1 << 16
+_ATTEMPTS = 3
+
+# Statuses after which a page may be anywhere: the call did not come to it, or not in time.
+_UNDECIDED = (mempolicy.UNWRITTEN, -errno.EBUSY, -errno.EAGAIN)
+
+_REASONS = {
+    errno.EACCES: Reason.SHARED,
+    errno.EBUSY: Reason.BUSY,
+    errno.ENOENT: Reason.ABSENT,
+    errno.ENOMEM: Reason.TARGET_FULL,
+}
+
+
+@dataclass(slots=True)
+class MoveResult:
+    """What an eager move did.
+
+    Attributes:
+        pages: pages looked at: all that were present.
+        moved: those that were moved (with dry_run: that would be).
+        left: of the others, how many for which reason.
+        by_node: pages on each node afterwards, asked of the kernel again.
+        seconds: duration.
+        longest_call: seconds of the longest single call: nobody was held up for longer.
+        dry_run: whether nothing was done.
+    """
+
+    pages: int = 0
+    moved: int = 0
+    left: Counter[Reason] = field(default_factory=Counter)
+    by_node: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    longest_call: float = 0.0
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the attributes, with the reasons by name."""
+        return {
+            "pages": self.pages,
+            "moved": self.moved,
+            "left": keyed(self.left),
+            "by_node": {str(node): count for node, count in self.by_node.items()},
+            "seconds": self.seconds,
+            "longest_call": self.longest_call,
+            "dry_run": self.dry_run,
+        }
+
+
+def move(
+    x: object,
+    to: SupportsIndex | Iterable[SupportsIndex],
+    *,
+    latency: float = 0.02,
+    rate: float | None = None,
+    shared: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> MoveResult:
+    """Move the pages of `x` to node `to` (several: interleaved) now, and return what became of each.
+
+    Args:
+        x: an array, anything with the buffer protocol, or a process id. A page that a buffer covers in part moves too.
+        to: target node or nodes.
+        latency: seconds that one call may take, and so the longest that a thread which touches a page waits. Batches
+            adapt to it, down to 64 pages; a single huge page takes what it takes.
+        rate: bytes a second at most, None for no limit.
+        shared: also move pages that other processes map (needs CAP_SYS_NICE).
+        dry_run: only say what would be moved.
+        progress: see `Progress`.
+
+    >>> result = move(array, to=1)                                                                   # doctest: +SKIP
+    >>> result.moved, result.left                                                                    # doctest: +SKIP
+    (65537, Counter())
+
+    Raises:
+        InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense.
+        NoSuchNode, NodeUnavailable: about `to`.
+        NoSuchProcess, NotPermitted: about a process.
+    """
+    if not (is_number(latency) and latency > 0):
+        raise InvalidArgument("latency", f"is {latency!r}, but has to be a positive number of seconds")
+    if rate is not None and not (is_number(rate) and rate > 0):
+        raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
+    targets = check_target(to)
+    began = time.monotonic()
+    pid, pages = _pages_of(x)
+    targets = check_target(targets, pid=pid)
+    flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
+    result = move_pages(
+        pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
+    )
+    if dry_run:
+        result.by_node = pages.by_node()
+    else:
+        result.by_node = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses)).by_node()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _pages_of(x: object) -> tuple[int, Pages]:
+    if not isinstance(x, int | np.generic):
+        start, end = placement.span(x)
+        return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    pid = placement.process_id(x)
+    return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
+
+
+# The mappings of a process and the size of their pages, which only smaps knows, and it costs a walk of all of them.
+def _units(pid: int) -> list[tuple[procfs.Mapping, int]]:
+    mappings = [mapping for mapping in procfs.mappings(pid) if mapping.path != "[vsyscall]"]  # not in user space
+    if not any(mapping.kind is procfs.Kind.HUGETLB for mapping in mappings):
+        return [(mapping, 1) for mapping in mappings]
+    return [(smap.mapping, smap.kernel_page_size // PAGE_SIZE) for smap in procfs.smaps(pid)]
+
+
+def move_pages(
+    pid: int,
+    pages: Pages,
+    targets: tuple[int, ...],
+    *,
+    latency: float = 0.02,
+    rate: float | None = None,
+    flags: int = mempolicy.MOVE,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> MoveResult:
+    """Move `pages`, found in process `pid`, to `targets`. As `move`; `by_node` is left to the caller."""
+    wanted = _wanted(pages, targets)
+    result = MoveResult(pages=pages.count, dry_run=dry_run)
+    present = pages.nodes >= 0
+    result.left[Reason.AT_HOME] = int(pages.units[present & (pages.nodes == wanted)].sum())
+    _count_errors(result.left, pages.nodes[~present], pages.units[~present])
+    todo = present & (pages.nodes != wanted)
+    if dry_run:
+        result.moved = int(pages.units[todo].sum())
+    else:
+        _Mover(pid, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
+    result.left = +result.left
+    return result
+
+
+# Several nodes are interleaved by address, as the kernel's own policy does, so that a second move changes nothing. A
+# page that is on one of them stays.
+def _wanted(pages: Pages, targets: tuple[int, ...]) -> NDArray[np.int32]:
+    turns = pages.addresses // (pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)) % np.uint64(len(targets))
+    wanted = np.array(targets, dtype=np.int32)[turns.astype(np.intp)]
+    return np.where(np.isin(pages.nodes, targets), pages.nodes, wanted).astype(np.int32)
+
+
+def _count_errors(left: Counter[Reason], status: NDArray[np.int32], units: NDArray[np.uint32]) -> None:
+    for code in np.unique(status):
+        left[_REASONS.get(-int(code), Reason.UNSUITABLE)] += int(units[status == code].sum())
+
+
+# The positions `chosen`, grouped by size and target node.
+def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> list[NDArray[np.intp]]:
+    kinds, kind = np.unique(np.stack((units, wanted), axis=1)[chosen], axis=0, return_inverse=True)
+    return [chosen[kind.reshape(-1) == number] for number in range(len(kinds))]
+
+
+class _Mover:
+    """One eager move under way: calls, and what came of them."""
+
+    def __init__(self, pid: int, flags: int, result: MoveResult) -> None:
+        self.pid = pid
+        self.flags = flags
+        self.result = result
+
+    def run(
+        self,
+        pages: Pages,
+        wanted: NDArray[np.int32],
+        latency: float,
+        rate: float | None,
+        progress: Progress | None,
+    ) -> None:
+        began, done, size, total = time.monotonic(), 0, _SMALLEST_BATCH, pages.count
+        ends = np.cumsum(pages.units, dtype=np.int64)
+        first = 0
+        while first < len(pages):
+            last = max(first + 1, int(np.searchsorted(ends, done + size, side="right")))
+            batch = slice(first, last)
+            took = self.batch(pages.addresses[batch], pages.units[batch], wanted[batch])
+            done = int(ends[last - 1])
+            first = last
+            size = int(size * min(2.0, latency / took if took else 2.0))
+            size = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, size))
+            if progress:
+                progress(done, total)
+            if rate and first < len(pages):
+                time.sleep(max(0.0, began + done * PAGE_SIZE / rate - time.monotonic()))
+
+    def batch(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> float:
+        """Move these and account for each; return the seconds of the first call."""
+        took, undone, full = self.attempt(addresses, units, wanted)
+        rest = np.flatnonzero(undone)
+        alike = _alike(rest, units, wanted) if full else []
+        if len(alike) == 1 and len(rest) == len(addresses):  # not one found room
+            self.result.left[Reason.TARGET_FULL] += int(units.sum())
+        elif len(addresses) == 1 and len(rest):
+            self.insist(addresses, units, wanted)
+        else:  # that there was no room for one says nothing of those of another size, or for another node
+            for part in alike if len(alike) > 1 else np.array_split(rest, 2):
+                if len(part):
+                    self.batch(addresses[part], units[part], wanted[part])
+        return took
+
+    def insist(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> None:
+        """Try one page again that failed by itself: what holds it may be short."""
+        for _ in range(_ATTEMPTS - 1):
+            _, undone, full = self.attempt(addresses, units, wanted)
+            if not undone.any():
+                return
+        self.result.left[Reason.TARGET_FULL if full else Reason.BUSY] += int(units.sum())
+
+    def attempt(
+        self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]
+    ) -> tuple[float, NDArray[np.bool_], bool]:
+        """One call: its seconds, which pages it left undone, whether for want of memory. Accounts for all others."""
+        began, full = time.monotonic(), False
+        try:
+            _, status = mempolicy.move_pages(self.pid, addresses, wanted, self.flags)
+        except KernelError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            full = True
+            status = np.full(len(addresses), mempolicy.UNWRITTEN, dtype=np.int32)
+        took = time.monotonic() - began
+        self.result.longest_call = max(self.result.longest_call, took)
+        undone = np.isin(status, _UNDECIDED)
+        if undone.any():
+            status[undone] = placement.nodes_of(self.pid, addresses[undone])
+        undone &= (status >= 0) & (status != wanted)
+        self.result.moved += int(units[status == wanted].sum())
+        _count_errors(self.result.left, status[status < 0], units[status < 0])
+        return took, undone, full

@@ -1,0 +1,265 @@
+"""The short-lived process that makes another one open a userfaultfd; `descriptor.acquire` starts it.
+
+The descriptor is never among the program's own. Where it was even for a moment, a fork in another thread would take a
+copy along, which keeps the traps alive when the migrator is gone. So the stopped thread is made to clone itself into a
+process that shares its memory and none of its descriptors; the clone opens the userfaultfd, which works on the memory
+they share, nobody but this process makes it do anything, and it is gone before the thread goes on.
+
+A process of its own, because whoever is killed half-way through an injection leaves a thread behind that runs on with
+registers which are not its own. This one ignores every signal, is in a session of its own, is the last that the
+kernel kills when memory runs out, and stays for milliseconds. When whoever started it is gone, it finishes, and then
+closes the descriptor. What remains is SIGKILL aimed at this process between the first injected call and
+the release, a fraction of a millisecond: then the target crashes.
+
+Imported by an interpreter that has neither site-packages nor the environment of whoever started it: standard library
+and nexttouch.linux only.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ..errors import KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
+from ..linux import procfs
+from ..linux.pidfd import alive, pidfd_getfd, pidfd_open
+from ..linux.ptrace import ARCHITECTURES, StoppedThread
+from ..linux.syscall import MACHINE, NUMBERS
+from ..linux.userfaultfd import DEVICE, DEVICE_NEW
+
+__all__ = ["ERROR_ARGUMENTS", "SECCOMP", "TRACED", "main", "take_userfaultfd"]
+
+STOP_TIMEOUT = 2.0  # seconds; a thread stops within microseconds unless it is frozen or waits for a device
+
+SECCOMP = "it is confined by seccomp, whose filter could kill it for the injected system call; move its pages eagerly"
+"""Why a process with a seccomp filter is refused."""
+
+TRACED = "process {} traces it (a debugger, strace or another migrator); end that first"
+"""Why a process that is traced already is refused; by whom is filled in."""
+
+ERROR_ARGUMENTS = {
+    "FeatureMissing": ("feature", "reason", "remedy"),
+    "KernelError": ("call", "errno"),
+    "NoSuchProcess": ("pid",),
+    "NotPermitted": ("pid", "reason"),
+    "TargetRefused": ("pid", "reason"),
+}
+"""The errors that travel, and the attributes from which each is made again."""
+
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+_MORE_NUMBERS = {
+    "x86_64": {
+        "mmap": 9,
+        "munmap": 11,
+        "ioctl": 16,
+        "recvmsg": 47,
+        "socketpair": 53,
+        "clone": 56,
+        "wait4": 61,
+        "unshare": 272,
+        "close_range": 436,
+    },
+    "aarch64": {
+        "ioctl": 29,
+        "unshare": 97,
+        "socketpair": 199,
+        "recvmsg": 212,
+        "munmap": 215,
+        "clone": 220,
+        "mmap": 222,
+        "wait4": 260,
+        "close_range": 436,
+    },
+}
+_CLONE_VM, _CLONE_FILES, _CLOSE_RANGE_UNSHARE, _WALL = 0x100, 0x400, 1 << 1, 0x40000000
+_SCRATCH = 4096  # bytes of the target's scratch mapping: the kernel rounds up
+_READ_WRITE, _PRIVATE_ANONYMOUS = 0x1 | 0x2, 0x02 | 0x20
+
+
+def main(arguments: list[str]) -> None:
+    """Run the process: the numbers of `take_userfaultfd`, and that of the socket to answer on; never returns."""
+    *numbers, channel = map(int, arguments)
+    _shield()
+    descriptors = []
+    try:
+        descriptor, stopped = take_userfaultfd(*numbers)
+        answer: dict[str, object] = {"stopped": stopped}
+        descriptors.append(descriptor)
+    except NexttouchError as error:
+        name = type(error).__name__
+        answer = {"error": name, "arguments": [getattr(error, field) for field in ERROR_ARGUMENTS[name]]}
+    with suppress(OSError):  # nobody waits for it any more
+        socket.send_fds(socket.socket(fileno=channel), [json.dumps(answer).encode()], descriptors)
+    os._exit(0)
+
+
+def take_userfaultfd(pid: int, thread: int, instruction: int, pidfd: int) -> tuple[int, float]:
+    """Make `thread` of process `pid` open a userfaultfd; return it, and for how many seconds the thread stood still.
+
+    Raises:
+        NoSuchProcess, NotPermitted, TargetRefused, KernelError: the target runs on as it did, if it still exists.
+    """
+    target = StoppedThread(pid, thread, instruction)
+    try:
+        target.seize()
+    except NotPermitted:
+        _check_since(pid, thread, pidfd)
+        raise
+    # A seized thread keeps its id. With the process of `pidfd` alive and the thread in it, nobody was mistaken for it.
+    if not alive(pidfd) or thread not in procfs.threads(pid):
+        raise NoSuchProcess(pid)
+    _warm_up()
+    with _device() as device:
+        begin = time.perf_counter()
+        target.stop(STOP_TIMEOUT)
+        try:
+            descriptor = _userfaultfd_of(target, pid, thread, device)
+        finally:
+            target.release()
+        return descriptor, time.perf_counter() - begin
+
+
+def _check_since(pid: int, thread: int, pidfd: int) -> None:
+    """Say what has happened since `descriptor.check`: a thread that has ended or is traced cannot be seized either."""
+    status = procfs.status(thread)
+    if not alive(pidfd) or status.state in "ZX":
+        raise NoSuchProcess(pid)
+    if status.tracer:
+        raise TargetRefused(pid, TRACED.format(status.tracer))
+
+
+def _shield() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    with suppress(OSError):  # without CAP_SYS_RESOURCE: as likely a victim as its parent
+        Path("/proc/self/oom_score_adj").write_text("-1000", encoding="ascii")
+    gc.disable()
+
+
+def _warm_up() -> None:
+    """Do once, outside the stop, what takes Python long the first time."""
+    architecture = ARCHITECTURES[MACHINE]
+    registers = architecture.prepare(bytes(architecture.size), 0, 0, (0,))
+    architecture.result(architecture.resumed(registers))
+    procfs.status()
+
+
+@contextmanager
+def _device() -> Iterator[int]:
+    """Open /dev/userfaultfd; -1 if this user may not."""
+    try:
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield device
+    finally:
+        os.close(device)
+
+
+def _userfaultfd_of(target: StoppedThread, pid: int, thread: int, device: int) -> int:
+    if procfs.status(thread).seccomp:  # since it was looked at
+        raise TargetRefused(pid, SECCOMP)
+    if _begins_a_namespace(thread):
+        raise TargetRefused(
+            pid, "its next child begins a pid namespace (unshare), and has to be its own; try again later"
+        )
+    with _clone(target) as clone, _opened(clone) as pidfd:
+        number = clone.call(_number("userfaultfd"), _FLAGS)
+        if number == -errno.EPERM and device >= 0:
+            number = _through_device(clone, pid, pidfd, device)
+        _check_descriptor(number, pid)
+        return pidfd_getfd(pidfd, number, pid=pid)
+
+
+def _begins_a_namespace(thread: int) -> bool:
+    own, next_one = (procfs.directory(thread) / "ns" / name for name in ("pid", "pid_for_children"))
+    return own.exists() and not (
+        next_one.exists() and own.samefile(next_one)
+    )  # it does not exist before its first process
+
+
+@contextmanager
+def _clone(target: StoppedThread) -> Iterator[StoppedThread]:
+    """Make `target` a process that shares its memory and has no descriptors."""
+    clone, number = target.clone(_number("clone"), _CLONE_VM | _CLONE_FILES)
+    try:
+        # Shared first and emptied then: a copy of the table would hold the program's files open, and flush them when it
+        # is closed.
+        if clone.call(_number("close_range"), 0, 0xFFFFFFFF, _CLOSE_RANGE_UNSHARE) < 0:  # before Linux 5.9
+            _call(clone, "unshare", _CLONE_FILES)
+        yield clone
+    finally:
+        clone.kill()
+        target.call(_number("wait4"), number, 0, _WALL, 0)
+
+
+@contextmanager
+def _opened(clone: StoppedThread) -> Iterator[int]:
+    pidfd = pidfd_open(clone.thread)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def _check_descriptor(number: int, pid: int) -> None:
+    match -number:
+        case errno.EPERM:
+            raise NotPermitted(
+                pid,
+                "its user may not have a userfaultfd; run as root where /dev/userfaultfd exists, or set the sysctl "
+                "vm.unprivileged_userfaultfd=1",
+            )
+        case errno.EMFILE | errno.ENFILE:
+            raise TargetRefused(pid, "it has no file descriptor left; raise its limit (prlimit --nofile)")
+        case error if error > 0:
+            raise KernelError("userfaultfd", error, f"called in process {pid}")
+
+
+def _through_device(clone: StoppedThread, pid: int, pidfd: int, device: int) -> int:
+    """Hand the clone our open /dev/userfaultfd, from which any user may make a full descriptor; return its number.
+
+    The system call asks for the target's privileges, the device only for whoever opened it. So a program without
+    privileges is attached to without changing vm.unprivileged_userfaultfd for the whole machine.
+    """
+    with ExitStack() as undo:
+        scratch = _call(clone, "mmap", 0, _SCRATCH, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
+        undo.callback(_call, clone, "munmap", scratch, _SCRATCH)
+        memory = os.open(procfs.directory(clone.thread) / "mem", os.O_RDWR | os.O_CLOEXEC)
+        undo.callback(os.close, memory)
+        _call(clone, "socketpair", socket.AF_UNIX, socket.SOCK_DGRAM, 0, scratch)
+        ours, theirs = struct.unpack("<2i", os.pread(memory, 8, scratch))
+        with socket.socket(fileno=pidfd_getfd(pidfd, ours, pid=pid)) as end:
+            socket.send_fds(end, [b"\0"], [device])
+        return _call(clone, "ioctl", _receive(clone, memory, scratch, theirs), DEVICE_NEW, _FLAGS)
+
+
+def _receive(target: StoppedThread, memory: int, scratch: int, end: int) -> int:
+    """Make the target receive one descriptor from its socket `end`; return the number it gets."""
+    vector, data, control = scratch + 64, scratch + 80, scratch + 96
+    header = struct.pack("<QI4xQQQQi4x", 0, 0, vector, 1, control, 24, 0)  # struct msghdr
+    os.pwrite(memory, header.ljust(64, b"\0") + struct.pack("<QQ", data, 1), scratch)  # and struct iovec
+    _call(target, "recvmsg", end, scratch, socket.MSG_CMSG_CLOEXEC)
+    (copy,) = struct.unpack("<i", os.pread(memory, 4, control + 16))  # behind struct cmsghdr
+    return int(copy)
+
+
+def _call(target: StoppedThread, name: str, *arguments: int) -> int:
+    result = target.call(_number(name), *arguments)
+    if result < 0:
+        raise KernelError(name, -result, "called in the process to attach to")
+    return result
+
+
+def _number(name: str) -> int:
+    return (NUMBERS[MACHINE] | _MORE_NUMBERS[MACHINE])[name]

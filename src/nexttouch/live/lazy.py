@@ -1,0 +1,142 @@
+"""Lazy migration of memory of this process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable
+from typing import SupportsIndex
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from .. import placement
+from ..errors import InvalidArgument, KernelError
+from ..topology import check_target
+from .migration import Migration, Options, Service
+from .plan import Mechanism, make_plan
+
+__all__ = ["lazy", "next_touch"]
+
+# A mapping that changes or goes while it is planned, or before it is registered: plan again, so often.
+_ATTEMPTS = 3
+_CHANGED = {errno.EAGAIN, errno.ENOENT, errno.EINVAL, errno.ENOMEM, errno.EFAULT}
+
+_spans: WeakKeyDictionary[Migration, tuple[int, int]] = WeakKeyDictionary()
+_begun: list[tuple[int, int]] = []
+"""What the thread that holds `_planning` is about to move; several if its signal handlers call `lazy` too."""
+_planning = threading.RLock()
+# A child that forks off while another thread plans must find neither the lock taken nor a migration half begun. If a
+# signal handler of the planning thread itself forks, the child goes on planning where its parent is.
+os.register_at_fork(before=_planning.acquire, after_in_parent=_planning.release, after_in_child=_planning.release)
+
+
+def lazy(
+    x: object,
+    to: SupportsIndex | Iterable[SupportsIndex],
+    *,
+    rate: float | None = None,
+    deadline: float | None = None,
+    window: int = 64,
+    service: Service = "thread",
+    mechanism: Mechanism | None = None,
+    always: bool = False,
+) -> Migration:
+    """Move the pages of `x` to node `to` when they are next touched, and the untouched ones by a sweep.
+
+    Returns at once; the program goes on. Whole pages move; the first and the last page, if `x` covers only a part of
+    them, stay (Reason.PARTIAL).
+
+    Args:
+        x: a writable array, or anything with a writable buffer.
+        to: target node, or several: interleaved.
+        rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
+        deadline: seconds after which what is left is moved at full speed; None: never.
+        window: most pages that one touch moves; windows grow and shrink with the pattern of touches.
+        service: "thread" serves faults in a thread of the engine. "inline" lets the faulting thread serve itself, in a
+            SIGBUS handler, which is several times faster for single pages and needs no privilege; but a system call
+            (read(2) into the array) fails with EFAULT on a page that is still armed, and a thread that blocks SIGBUS
+            dies of its first touch of one. Only private anonymous memory is served inline: for the rest
+            (shared memory, write_protect) there is the thread, with the privilege that it needs.
+        mechanism: "relocate" or "write_protect" instead of the best that each mapping allows.
+        always: move pages that are on a target node already, too, into other frames of it.
+
+    >>> with lazy(array, to=1) as migration:                                                         # doctest: +SKIP
+    ...     compute(array)
+    >>> migration.stats.moved                                                                        # doctest: +SKIP
+    65536
+
+    Raises:
+        InvalidArgument: naming the argument.
+        NoSuchNode, NodeUnavailable: about `to`.
+        FeatureMissing: the kernel or the permission lacks something; the message says what would give it.
+        KernelError: registering the memory failed, for example as another userfaultfd watches it.
+    """
+    options = Options(service, window, rate, deadline)
+    return _begin(x, check_target(to), options, mechanism, always)
+
+
+def next_touch(
+    x: object,
+    *,
+    deadline: float | None = None,
+    window: int = 64,
+    service: Service = "thread",
+    mechanism: Mechanism | None = None,
+) -> Migration:
+    """Move each page of `x` to the node of the thread that touches it next.
+
+    For data that one thread filled and others work on: after their first pass each part is where its worker is. A page
+    that nobody touches waits until `deadline`, and then stays where it is (Reason.UNTOUCHED); without a deadline until
+    the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be caught
+    (Reason.UNTRAPPED). Arguments as `lazy`.
+
+    >>> with next_touch(array):                                                                      # doctest: +SKIP
+    ...     run_workers(array)
+
+    Raises:
+        As `lazy`.
+    """
+    return _begin(x, (), Options(service, window, 0, deadline), mechanism, False)
+
+
+def _begin(
+    x: object, targets: tuple[int, ...], options: Options, mechanism: Mechanism | None, always: bool
+) -> Migration:
+    options.check()
+    if mechanism not in (None, "relocate", "write_protect"):
+        raise InvalidArgument("mechanism", f"is {mechanism!r}, but has to be 'relocate' or 'write_protect'")
+    start, end = _writable_span(x)
+    keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
+    with _planning:
+        _refuse_overlap(start, end)
+        _begun.append((start, end))
+        try:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    plan = make_plan(0, [(start, end)], targets, mechanism=mechanism, always=always)
+                    migration = Migration(plan, options, keep=keep)
+                    break
+                except KernelError as error:
+                    if error.errno not in _CHANGED or attempt == _ATTEMPTS - 1:
+                        raise
+            _spans[migration] = (start, end)
+        finally:
+            _begun.remove((start, end))
+    return migration
+
+
+def _writable_span(x: object) -> tuple[int, int]:
+    if isinstance(x, int | np.generic):
+        raise InvalidArgument("x", f"is {x!r}, but has to be an array; use `attach` for a process")
+    span = placement.span(x)
+    if not (x.flags.writeable if isinstance(x, np.ndarray) else not memoryview(x).readonly):  # type: ignore[arg-type]
+        raise InvalidArgument("x", "is read-only, so its pages cannot be trapped; use `move`")
+    return span
+
+
+def _refuse_overlap(start: int, end: int) -> None:
+    for first, last in [*_begun, *(span for migration, span in list(_spans.items()) if migration.armed)]:
+        if first < end and start < last:
+            raise InvalidArgument("x", "overlaps memory that another migration is moving; wait for it or cancel it")

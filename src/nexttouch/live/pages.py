@@ -1,0 +1,142 @@
+"""The populated pages of an address range, as arrays: where each is, and how many move together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import placement
+from ..errors import FeatureMissing
+from ..linux import pagemap
+from ..linux.pagemap import Category
+from ..linux.syscall import PAGE_SIZE
+
+__all__ = ["HUGE_PAGES", "Pages", "find", "find_each"]
+
+HUGE_PAGES = PAGE_SIZE // 8
+"""Pages that one entry of the next level of the page table maps: a transparent huge page."""
+
+_LARGEST = 2 << 20  # bytes of a transparent huge page that is moved as a whole; larger ones (arm64) move in small pages
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What was found, one element a unit that moves as a whole, ascending by address.
+
+    Attributes:
+        addresses: shape (n,), uint64: the first byte of each unit.
+        units: shape (n,), uint32: pages a unit, 1 or those of a huge page.
+        nodes: shape (n,), int32: the node it is on, or -errno if the kernel would not say.
+    """
+
+    addresses: NDArray[np.uint64]
+    units: NDArray[np.uint32]
+    nodes: NDArray[np.int32]
+
+    @staticmethod
+    def joined(parts: Sequence[Pages]) -> Pages:
+        """All units of several finds, in their order."""
+        none = Pages(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.int32))
+        parts = [none, *parts]
+        return Pages(
+            np.concatenate([part.addresses for part in parts]),
+            np.concatenate([part.units for part in parts]),
+            np.concatenate([part.nodes for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    @property
+    def count(self) -> int:
+        """Pages in all."""
+        return int(self.units.sum())
+
+    def those(self, chosen: NDArray[np.bool_]) -> Pages:
+        """The units for which `chosen`, shape (n,), is true."""
+        return Pages(self.addresses[chosen], self.units[chosen], self.nodes[chosen])
+
+    def part(self, first: int, last: int) -> Pages:
+        """The units from position `first` up to `last`."""
+        return Pages(self.addresses[first:last], self.units[first:last], self.nodes[first:last])
+
+    def by_node(self) -> dict[int, int]:
+        """Pages on each node, those with an unknown node left out."""
+        known = self.nodes >= 0
+        counts = np.bincount(self.nodes[known], weights=self.units[known])
+        return {node: int(count) for node, count in enumerate(counts) if count}
+
+
+def find(pid: int, start: int, end: int, *, unit: int = 1) -> Pages:
+    """Find the pages present in [start, end) of process `pid` (0: this one); zero pages and holes are none.
+
+    `unit` is the size of the mapping's pages where that is not `PAGE_SIZE` (hugetlb), in pages. Costs 0.2 us a page.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    return find_each(pid, [(start, end, unit)])[0]
+
+
+def find_each(pid: int, pieces: Sequence[tuple[int, int, int]]) -> list[Pages]:
+    """Find the pages of each piece (start, end, unit) as `find` does, at one go: a process has thousands of mappings.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    if not pieces:
+        return []
+    bounds = np.array([piece[:2] for piece in pieces], dtype=np.uint64)
+    runs = _cut(pid, bounds)
+    unit = np.array([piece[2] for piece in pieces], dtype=np.uint64)[runs.owner]
+    units = np.where(runs.huge, np.maximum(unit, np.uint64(HUGE_PAGES)), unit)
+    steps = units * np.uint64(PAGE_SIZE)
+    counts = ((runs.end - runs.start) // steps).astype(np.int64)
+    turns = np.arange(counts.sum(), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    addresses = np.repeat(runs.start, counts) + turns.astype(np.uint64) * np.repeat(steps, counts)
+    found = Pages(addresses, np.repeat(units.astype(np.uint32), counts), placement.nodes_of(pid, addresses))
+    borders = np.searchsorted(np.repeat(runs.owner, counts), np.arange(len(pieces) + 1)).tolist()
+    return [found.part(first, last) for first, last in pairwise(borders)]
+
+
+class _Runs(NamedTuple):
+    """Runs of present pages, one element each: its piece, and whether it is of huge pages that lie in it whole."""
+
+    start: NDArray[np.uint64]
+    end: NDArray[np.uint64]
+    owner: NDArray[np.intp]
+    huge: NDArray[np.bool_]
+
+
+# The runs within each piece: bounds, shape (n, 2), in any order.
+def _cut(pid: int, bounds: NDArray[np.uint64]) -> _Runs:
+    wanted = Category.PRESENT | Category.PFNZERO
+    low, high = int(bounds.min()), int(bounds.max())
+    try:
+        runs = pagemap.scan(
+            pid, low, high, all_of=wanted, inverted=Category.PFNZERO, return_mask=Category.PRESENT | Category.HUGE
+        )
+    except FeatureMissing:
+        return _cut_by_entries(pid, bounds)
+    first = np.searchsorted(runs["end"], bounds[:, 0], side="right")
+    counts = np.maximum(np.searchsorted(runs["start"], bounds[:, 1], side="left") - first, 0)
+    owner = np.repeat(np.arange(len(bounds)), counts)
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    start = np.maximum(runs["start"][index], bounds[owner, 0])
+    end = np.minimum(runs["end"][index], bounds[owner, 1])
+    size = np.uint64(HUGE_PAGES * PAGE_SIZE)
+    whole = (start % size == 0) & (end % size == 0) & (size <= _LARGEST)
+    return _Runs(start, end, owner, whole & (runs["categories"][index] & Category.HUGE != 0))
+
+
+# Before Linux 6.7 a hole costs as much as a page: so piece by piece, without what is between them.
+def _cut_by_entries(pid: int, bounds: NDArray[np.uint64]) -> _Runs:
+    found = [placement.populated(pid, start, end) for start, end in bounds.tolist()]
+    both = np.concatenate(found)
+    owner = np.repeat(np.arange(len(bounds)), [len(runs) for runs in found])
+    return _Runs(both[:, 0], both[:, 1], owner, np.zeros(len(both), dtype=np.bool_))

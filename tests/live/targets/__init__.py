@@ -1,0 +1,1 @@
+"""Programs that tests attach to, and those that attach and are killed."""

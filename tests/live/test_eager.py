@@ -1,0 +1,795 @@
+"""`move`: every page is moved, or stays for the one reason that holds for it, and no call holds anybody up for long."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import random
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from programs.memory import HUGE, PAGE_SIZE, WORDS, Memory, in_child, libc, on_nodes, run_threads
+from programs.nodes import cpuset, filled
+
+import nexttouch as nt
+from nexttouch import Reason
+from nexttouch.linux import mempolicy
+from nexttouch.live import eager
+from nexttouch.live.eager import MoveResult
+from nexttouch.live.pages import Pages
+
+BASE = 1 << 40
+FOREVER = math.inf
+
+
+def accounted(result: MoveResult) -> bool:
+    return result.pages == result.moved + sum(result.left.values())
+
+
+# ---- a kernel that fails on purpose ----
+
+
+class Clock:
+    """Time that passes only while the kernel works or somebody sleeps; it stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.naps: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+class Kernel:
+    """move_pages(2) as do_pages_move of mm/migrate.c does it.
+
+    `where` has the node, or -errno, of each page. An attempt on a page fails as often as `held` says (its status is
+    EBUSY) or `stuck` (the call returns a number, and the statuses of its run stay unwritten). `refused` has a status
+    that a page always gets; pages of `freed` are gone once they were tried; `room` is how many pages a node has left.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.where: dict[int, int] = {}
+        self.units: dict[int, int] = {}
+        self.held: dict[int, float] = {}
+        self.stuck: dict[int, float] = {}
+        self.refused: dict[int, int] = {}
+        self.freed: set[int] = set()
+        self.room: dict[int, float] = {}
+        self.page_cost = 1e-6
+        self.call_cost = 1e-5
+        self.calls: list[list[int]] = []
+        self.durations: list[float] = []
+
+    def add(self, count: int, node: int, *, unit: int = 1) -> list[int]:
+        """Make `count` units on `node`, behind those that there are; return their addresses."""
+        first = max((address + self.units[address] * PAGE_SIZE for address in self.where), default=BASE)
+        size = unit * PAGE_SIZE
+        added = [-(-first // size) * size + number * size for number in range(count)]
+        self.where |= dict.fromkeys(added, node)
+        self.units |= dict.fromkeys(added, unit)
+        return added
+
+    def pages(self) -> Pages:
+        """What looking for them finds now."""
+        return Pages(
+            np.array(list(self.where), np.uint64),
+            np.array(list(self.units.values()), np.uint32),
+            np.array(list(self.where.values()), np.int32),
+        )
+
+    def move_pages(
+        self, _: int, addresses: NDArray[np.uint64], nodes: NDArray[np.int32] | None, flags: int = mempolicy.MOVE
+    ) -> tuple[int, NDArray[np.int32]]:
+        pages = addresses.tolist()
+        if nodes is None:
+            return 0, np.array([self.where[page] for page in pages], np.int32)
+        began = self.clock.now
+        self.calls.append(pages)
+        self.clock.now += self.call_cost + self.page_cost * sum(self.units[page] for page in pages)
+        self.durations.append(self.clock.now - began)
+        status = np.full(len(pages), mempolicy.UNWRITTEN, np.int32)
+        return self._moved(pages, nodes.tolist(), status), status
+
+    # Pages of one node in a row are queued and moved together; a page that is not queued ends the run.
+    def _moved(self, pages: list[int], nodes: list[int], status: NDArray[np.int32]) -> int:
+        queue: list[int] = []
+        start, current = 0, -1
+        for index, (page, node) in enumerate(zip(pages, nodes, strict=True)):
+            if current >= 0 and node != current:
+                if failed := self._flush(queue, current, status[start:index]):
+                    return failed + len(pages) - index
+                start, current = index, node
+            elif current < 0:
+                start, current = index, node
+            if answer := self._isolated(page):
+                status[index] = answer
+                if failed := self._flush(queue, current, status[start:index]):
+                    return failed + len(pages) - index - 1
+                current = -1
+            else:
+                queue.append(page)
+        return self._flush(queue, current, status[start:]) if queue else 0
+
+    def _isolated(self, page: int) -> int:
+        if self.held.get(page, 0) > 0:
+            self.held[page] -= 1
+            return -errno.EBUSY
+        return self.refused.get(page, 0)
+
+    def _flush(self, queue: list[int], node: int, status: NDArray[np.int32]) -> int:
+        failed = 0
+        for page in queue:
+            if page in self.freed:
+                self.where[page] = -errno.ENOENT
+                failed += 1
+            elif self.stuck.get(page, 0) > 0:
+                self.stuck[page] -= 1
+                failed += 1
+            elif self.room.get(node, FOREVER) < self.units[page]:
+                raise nt.KernelError("move_pages", errno.ENOMEM, "a target node is full")
+            else:
+                self.room[node] = self.room.get(node, FOREVER) - self.units[page]
+                self.where[page] = node
+        queue.clear()
+        if not failed:
+            status[:] = node
+        return failed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(eager, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def kernel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel(clock)
+    monkeypatch.setattr(mempolicy, "move_pages", kernel.move_pages)
+    return kernel
+
+
+def moved(kernel: Kernel, *targets: int, **options: Any) -> MoveResult:
+    before = len(kernel.calls)
+    result = eager.move_pages(4711, kernel.pages(), targets, **options)
+    assert accounted(result)
+    assert result.pages == sum(kernel.units.values())
+    assert result.longest_call == pytest.approx(max(kernel.durations[before:], default=0.0))
+    return result
+
+
+# ---- which pages, and why not ----
+
+
+def test_every_page_in_one_go(kernel: Kernel) -> None:
+    pages = kernel.add(64, 0)
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (64, {})
+    assert kernel.calls == [pages]
+    assert set(kernel.where.values()) == {1}
+
+
+def test_what_is_at_home_is_not_touched(kernel: Kernel) -> None:
+    kernel.add(10, 1)
+    away = kernel.add(3, 0)
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (3, {Reason.AT_HOME: 10})
+    assert kernel.calls == [away]
+    assert moved(kernel, 1).left == {Reason.AT_HOME: 13}
+    assert len(kernel.calls) == 1
+
+
+def test_nothing_at_all(kernel: Kernel) -> None:
+    assert moved(kernel, 1) == MoveResult()
+    assert kernel.calls == []
+
+
+def test_a_dry_run_only_counts(kernel: Kernel) -> None:
+    kernel.add(10, 1)
+    kernel.add(2, 0, unit=512)
+    kernel.add(3, -errno.ENOENT)
+    result = moved(kernel, 1, dry_run=True)
+    assert (result.moved, result.left, result.dry_run) == (1024, {Reason.AT_HOME: 10, Reason.ABSENT: 3}, True)
+    assert kernel.calls == []
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (-errno.EACCES, Reason.SHARED),
+        (-errno.ENOENT, Reason.ABSENT),
+        (-errno.ENOMEM, Reason.TARGET_FULL),
+        (-errno.EFAULT, Reason.UNSUITABLE),
+        (-errno.EIO, Reason.UNSUITABLE),
+    ],
+    ids=lambda value: errno.errorcode[-value] if isinstance(value, int) and value < 0 else "",
+)
+def test_the_reason_of_each_status(kernel: Kernel, status: int, reason: Reason) -> None:
+    pages = kernel.add(64, 0)
+    kernel.refused[pages[20]] = status
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (63, {reason: 1})
+    assert len(kernel.calls) == 1  # a status is an answer: nothing to ask again
+
+
+@pytest.mark.parametrize("failures", ["held", "stuck"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_page_that_is_busy_for_a_moment_is_moved(kernel: Kernel, failures: str, times: int) -> None:
+    pages = kernel.add(64, 0)
+    getattr(kernel, failures)[pages[20]] = times
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (64, {})
+
+
+@pytest.mark.parametrize("failures", ["held", "stuck"])
+def test_a_page_that_stays_busy_stays_alone(kernel: Kernel, failures: str) -> None:
+    """Also when a kernel stops at it, and says nothing of the pages behind it."""
+    pages = kernel.add(64, 0)
+    getattr(kernel, failures)[pages[20]] = FOREVER
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (63, {Reason.BUSY: 1})
+    assert kernel.where[pages[20]] == 0
+    assert kernel.calls.count([pages[20]]) == 3
+
+
+def test_a_page_that_goes_while_it_is_tried(kernel: Kernel) -> None:
+    pages = kernel.add(64, 0)
+    kernel.freed.add(pages[20])
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (63, {Reason.ABSENT: 1})
+
+
+@pytest.mark.parametrize("failures", ["held", "stuck"])
+def test_a_huge_page_that_is_busy_counts_in_full(kernel: Kernel, failures: str) -> None:
+    pages = kernel.add(3, 0, unit=512)
+    getattr(kernel, failures)[pages[1]] = FOREVER
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (1024, {Reason.BUSY: 512})
+
+
+@pytest.mark.parametrize("room", [0, 1, 63, 64, 65, 500, 999])
+def test_a_node_that_is_full(kernel: Kernel, room: int) -> None:
+    """Each frame that it had is used, and finding that out takes few calls."""
+    kernel.add(1000, 0)
+    kernel.room[1] = room
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (room, {Reason.TARGET_FULL: 1000 - room})
+    assert Counter(kernel.where.values()) == +Counter({0: 1000 - room, 1: room})
+    assert len(kernel.calls) <= 16 + 2 * 10
+
+
+@pytest.mark.parametrize("targets", [(1, 2), (2, 1), (3, 1, 2)])
+def test_of_several_nodes_one_that_is_full(kernel: Kernel, targets: tuple[int, ...]) -> None:
+    """The pages that are for the others move."""
+    pages = kernel.add(300, 0)
+    kernel.room[1] = 10
+    wanted = Counter(targets[page // PAGE_SIZE % len(targets)] for page in pages)
+    result = moved(kernel, *targets)
+    assert result.left == {Reason.TARGET_FULL: wanted[1] - 10}
+    assert Counter(kernel.where.values()) == Counter(wanted) - Counter({1: wanted[1] - 10}) + Counter(
+        {0: wanted[1] - 10}
+    )
+    assert len(kernel.calls) <= 40
+
+
+def test_where_no_huge_page_fits_small_ones_may(kernel: Kernel) -> None:
+    kernel.add(200, 0)  # so that batches are large by then
+    kernel.add(1, 0, unit=16)
+    kernel.add(10, 0)
+    kernel.add(2, 0, unit=16)
+    kernel.room[1] = 200 + 15
+    result = moved(kernel, 1)
+    assert (result.moved, result.left) == (210, {Reason.TARGET_FULL: 48})
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_failures(kernel: Kernel, seed: int) -> None:
+    """Against the plain truth: what becomes of a page depends on nothing but the page."""
+    chance = random.Random(seed)
+    targets = tuple(chance.sample(range(4), chance.randint(1, 3)))
+    trouble = chance.choice([0.0, 0.01, 0.1, 0.5, 1.0])
+    left: Counter[Reason] = Counter()
+    places: dict[int, int] = {}
+    failing = 0
+    for _ in range(chance.randint(1, 60)):
+        origin = chance.choice([0, 1, 2, 3, 0, 1, 2, 3, -errno.ENOENT, -errno.EFAULT])
+        unit = chance.choice([1, 1, 1, 1, 32])
+        for page in kernel.add(chance.randint(1, 20), origin, unit=unit):
+            kind = chance.choice(TROUBLES) if chance.random() < trouble else "none"
+            reason = make_trouble(kernel, page, kind, chance)
+            failing += kind in ("held", "stuck", "freed")
+            if origin < 0:
+                reason = Reason.ABSENT if origin == -errno.ENOENT else Reason.UNSUITABLE
+            elif origin in targets:
+                reason = Reason.AT_HOME
+            wanted = targets[page // (unit * PAGE_SIZE) % len(targets)]
+            places[page] = wanted if reason is None else kernel.where[page]
+            if kind == "freed" and reason is Reason.ABSENT:
+                places[page] = -errno.ENOENT
+            if reason is not None:
+                left[reason] += unit
+    result = moved(kernel, *targets)
+    assert result.left == left
+    assert kernel.where == places
+    batches = sum(kernel.units.values()) / (64 - 31) + 1  # 64 pages at least, but for a huge one that did not fit
+    halvings = math.ceil(math.log2(max(map(len, kernel.calls), default=1)))
+    assert len(kernel.calls) <= batches + failing * 2 * (halvings + 1)
+
+
+TROUBLES = ("held", "stuck", "freed", "refused")
+
+
+def make_trouble(kernel: Kernel, page: int, kind: str, chance: random.Random) -> Reason | None:
+    """Prepare trouble with a page that is to move; return the reason for which it then stays, None if it moves."""
+    times = chance.choice([1, 2, FOREVER])
+    if kind == "held":
+        kernel.held[page] = times
+    elif kind == "stuck":
+        kernel.stuck[page] = times
+    elif kind == "freed":
+        kernel.freed.add(page)
+        return Reason.ABSENT
+    elif kind == "refused":
+        kernel.refused[page] = chance.choice([-errno.EACCES, -errno.EFAULT])
+        return Reason.SHARED if kernel.refused[page] == -errno.EACCES else Reason.UNSUITABLE
+    else:
+        return None
+    return Reason.BUSY if times == FOREVER else None
+
+
+def test_an_error_of_the_whole_call_is_told(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.add(10, 0)
+
+    def gone(*_: object) -> None:
+        raise nt.NoSuchProcess(4711)
+
+    monkeypatch.setattr(mempolicy, "move_pages", gone)
+    with pytest.raises(nt.NoSuchProcess, match="4711"):
+        moved(kernel, 1)
+
+
+# ---- how long, and how fast ----
+
+
+def sizes(kernel: Kernel) -> list[int]:
+    """Pages of each call."""
+    return [sum(kernel.units[page] for page in call) for call in kernel.calls]
+
+
+def test_batches_grow_until_a_call_takes_the_latency(kernel: Kernel) -> None:
+    kernel.add(10_000, 0)
+    result = moved(kernel, 1, latency=0.002)
+    assert sizes(kernel)[:5] == [64, 128, 256, 512, 1024]
+    assert all(0.0018 < duration <= 0.00201 for duration in kernel.durations[5:-1])
+    assert result.longest_call <= 0.00201
+
+
+def test_batches_shrink_as_soon_as_calls_take_longer(kernel: Kernel) -> None:
+    kernel.add(20_000, 0)
+
+    def slower(done: int, _: int) -> None:
+        kernel.page_cost = 1e-5 if done > 10_000 else 1e-6
+
+    moved(kernel, 1, latency=0.002, progress=slower)
+    (first,) = [number for number, duration in enumerate(kernel.durations) if duration > 0.0021]
+    assert sizes(kernel)[first] > 1500
+    assert all(150 < size <= 200 for size in sizes(kernel)[first + 1 : -1])
+
+
+def test_batches_have_a_least_size(kernel: Kernel) -> None:
+    kernel.add(1000, 0)
+    moved(kernel, 1, latency=1e-9)
+    assert sizes(kernel) == [64] * 15 + [40]
+
+
+@pytest.mark.parametrize("latency", [math.inf, 1e6])
+@pytest.mark.parametrize("free", [False, True])
+def test_batches_have_a_largest_size(kernel: Kernel, latency: float, free: bool) -> None:
+    kernel.add(200_000, 0)
+    if free:
+        kernel.page_cost = kernel.call_cost = 0.0
+    moved(kernel, 1, latency=latency)
+    assert sizes(kernel)[:11] == [64 << number for number in range(11)]
+    assert max(sizes(kernel)) == 65536
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_huge_pages_count_in_full(kernel: Kernel, seed: int) -> None:
+    """However small and huge pages follow each other, only one huge page by itself takes longer than it should."""
+    chance = random.Random(seed)
+    for _ in range(60):
+        kernel.add(chance.randint(1, 300), 0)
+        kernel.add(chance.randint(1, 5), 0, unit=512)
+    moved(kernel, 1, latency=0.0002)
+    for call, pages in zip(kernel.calls, sizes(kernel), strict=True):
+        assert len(call) == 1 or pages <= 200
+    assert max(sizes(kernel)) == 512
+
+
+def test_progress(kernel: Kernel) -> None:
+    kernel.add(7, 1)  # at home: nothing of the work
+    pages = kernel.add(1000, 0)
+    kernel.add(2, 0, unit=512)
+    kernel.held[pages[500]] = FOREVER
+    steps: list[tuple[int, int]] = []
+    moved(kernel, 1, latency=1e-4, progress=lambda done, total: steps.append((done, total)))
+    assert {total for _, total in steps} == {2024}
+    done = [done for done, _ in steps]
+    assert done == sorted(set(done))
+    assert (done[0], done[-1]) == (64, 2024)
+
+
+def test_progress_of_nothing(kernel: Kernel) -> None:
+    kernel.add(7, 1)
+    moved(kernel, 1, progress=lambda done, total: pytest.fail(f"{done} of {total}"))
+
+
+@pytest.mark.parametrize("rate", [1 << 20, 3e8])
+def test_no_batch_begins_before_its_time(kernel: Kernel, clock: Clock, rate: float) -> None:
+    kernel.add(4000, 0)
+    began, ends = clock.now, [(clock.now, 0)]
+
+    def note(done: int, _: int) -> None:
+        ends.append((clock.now, done))
+
+    moved(kernel, 1, rate=rate, latency=0.001, progress=note)
+    begins = [end - duration for (end, _), duration in zip(ends[1:], kernel.durations, strict=True)]
+    dues = [began + done * PAGE_SIZE / rate for _, done in ends[:-1]]
+    assert all(begin >= due - 1e-9 for begin, due in zip(begins, dues, strict=True))
+    assert clock.now == pytest.approx(max(dues[-1], ends[-2][0]) + kernel.durations[-1])  # no nap at the end
+    assert len(clock.naps) == len(kernel.calls) - 1
+
+
+@pytest.mark.parametrize("rate", [None, math.inf, 1e18])
+def test_without_a_limit_nobody_waits(kernel: Kernel, clock: Clock, rate: float | None) -> None:
+    kernel.add(4000, 0)
+    moved(kernel, 1, rate=rate)
+    assert sum(clock.naps) == 0
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"latency": 0}, "latency"),
+        ({"latency": -1.0}, "latency"),
+        ({"latency": float("nan")}, "latency"),
+        ({"latency": "20ms"}, "latency"),
+        ({"latency": None}, "latency"),
+        ({"latency": True}, "latency"),
+        ({"rate": 0}, "rate"),
+        ({"rate": -1}, "rate"),
+        ({"rate": float("nan")}, "rate"),
+        ({"rate": "1GiB/s"}, "rate"),
+        ({"rate": True}, "rate"),
+        ({"to": "0"}, "to"),
+        ({"to": True}, "to"),
+        ({"to": 0.0}, "to"),
+        ({"to": None}, "to"),
+        ({"to": []}, "to"),
+        ({"to": [0, 0]}, "to"),
+        ({"to": -1}, "to"),
+        ({"to": 5000}, "to"),
+        ({"x": True}, "x"),
+        ({"x": np.True_}, "x"),
+        ({"x": 0}, "x"),
+        ({"x": -5}, "x"),
+        ({"x": np.int32(-5)}, "x"),
+        ({"x": np.float64(1.5)}, "x"),
+        ({"x": 1.5}, "x"),
+        ({"x": None}, "x"),
+        ({"x": "text"}, "x"),
+        ({"x": [1, 2, 3]}, "x"),
+        ({"x": np.empty(0)}, "x"),
+        ({"x": b""}, "x"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], name: str) -> None:
+    call: dict[str, Any] = {"x": bytearray(8192), "to": 0} | arguments
+    with pytest.raises(nt.InvalidArgument, match=rf"^{name} ") as wrong:
+        nt.move(**call)
+    assert wrong.value.argument == name
+
+
+@pytest.mark.parametrize("latency", [np.float32(0.5), np.int64(1), math.inf])
+@pytest.mark.parametrize("rate", [np.float32(2**30), 1 << 40, math.inf])
+def test_numbers_of_numpy_are_numbers(latency: Any, rate: Any) -> None:
+    assert accounted(nt.move(bytearray(8192), np.int32(0), latency=latency, rate=rate))
+
+
+def test_a_process_that_is_gone() -> None:
+    with pytest.raises(nt.NoSuchProcess):
+        nt.move(2**22 + 1, 0)
+
+
+# ---- memory of this machine ----
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_pages_at_home_stay(dry_run: bool) -> None:
+    with Memory(100) as memory:
+        memory.bind(0)
+        before = memory.frames()
+        result = nt.move(memory.words, 0, dry_run=dry_run)
+        assert (result.pages, result.moved, result.left) == (100, 0, {Reason.AT_HOME: 100})
+        assert (result.by_node, result.longest_call, result.dry_run) == ({0: 100}, 0.0, dry_run)
+        assert (memory.frames() == before).all()
+        memory.check()
+
+
+def test_a_page_that_is_covered_in_part_counts() -> None:
+    with Memory(10) as memory:
+        memory.bind(0)
+        part = memory.words[5 : 3 * WORDS + 1]
+        assert nt.move(part, 0).left == {Reason.AT_HOME: 4}
+        assert nt.move(memory.words[:1], 0).left == {Reason.AT_HOME: 1}
+
+
+def test_holes_and_zero_pages_are_no_pages() -> None:
+    with Memory(30, fill=False) as memory:
+        memory.populate(0, 10)
+        memory.populate(10, 10, read=True)
+        assert nt.move(memory.words, 0).pages == 10
+        assert (memory.nodes()[10:] < 0).all()  # and moving made none
+
+
+# A program with memory of its own that it compares at its end.
+PROGRAM = """
+import mmap, sys
+memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+words = b"".join(number.to_bytes(8, "little") for number in range(len(memory) // 8))
+memory[:] = words
+print("ready", flush=True)
+sys.stdin.read()
+print(memory[:] == words)
+"""
+
+
+@pytest.fixture
+def program() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("kind", [int, np.int64])
+def test_a_process(program: subprocess.Popen[str], kind: type) -> None:
+    result = nt.move(kind(program.pid), 0)
+    assert accounted(result)
+    assert result.pages > (4 << 20) // PAGE_SIZE
+    assert program.communicate()[0] == "True\n"
+
+
+def test_the_result_for_json() -> None:
+    with Memory(10) as memory:
+        memory.bind(0)
+        found = json.loads(json.dumps(nt.move(memory.words, 0).to_dict()))
+    assert found.pop("seconds") > 0
+    assert found == {
+        "pages": 10, "moved": 0, "left": {"at_home": 10}, "by_node": {"0": 10}, "longest_call": 0.0, "dry_run": False,
+    }  # fmt: skip
+
+
+# ---- several nodes ----
+
+
+@pytest.mark.lab
+def test_to_each_node_and_back() -> None:
+    with Memory(300) as memory:
+        memory.bind(0)
+        for node in (1, 2, 3, 0):
+            assert nt.move(memory.words, node, dry_run=True).moved == 300
+            assert node not in on_nodes(memory)
+            result = nt.move(memory.words, node)
+            assert (result.pages, result.moved, result.left) == (300, 300, {})
+            assert result.by_node == on_nodes(memory) == {node: 300}
+            assert 0 < result.longest_call <= result.seconds
+            memory.check()
+            before = memory.frames()
+            again = nt.move(memory.words, node)
+            assert (again.moved, again.left) == (0, {Reason.AT_HOME: 300})
+            assert (memory.frames() == before).all()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("targets", [(2, 3), (3, 2, 1), (0, 1, 2, 3)])
+def test_to_several_nodes(targets: tuple[int, ...]) -> None:
+    with Memory(300) as memory:
+        memory.bind(0)
+        result = nt.move(memory.words, targets)
+        turns = (memory.address // PAGE_SIZE + np.arange(300)) % len(targets)
+        wanted = np.array(targets)[turns] if 0 not in targets else np.zeros(300)  # a page on one of them stays
+        assert (memory.nodes() == wanted).all()
+        assert result.by_node == on_nodes(memory)
+        before = memory.frames()
+        assert nt.move(memory.words, targets).left == {Reason.AT_HOME: 300}
+        assert (memory.frames() == before).all()
+        memory.check()
+
+
+@pytest.mark.lab
+def test_holes_and_zero_pages_stay_what_they_are() -> None:
+    with Memory(30, fill=False) as memory:
+        for page in range(0, 20, 2):
+            memory.part(page, 1)[:] = memory.expected[page * WORDS : (page + 1) * WORDS]
+        memory.populate(20, 5, read=True)
+        nt.move(memory.words, 0)
+        result = nt.move(memory.words, 1)
+        assert (result.pages, result.moved, result.by_node) == (10, 10, {1: 10})
+        assert np.flatnonzero(memory.nodes() == 1).tolist() == list(range(0, 20, 2))
+        memory.expected.reshape(30, WORDS)[1:20:2] = 0
+        memory.expected.reshape(30, WORDS)[20:] = 0
+        memory.check()
+
+
+@pytest.mark.lab
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_shared_pages_stay_unless_asked_for() -> None:
+    with Memory(64) as memory:
+        memory.bind(0)
+        reading, writing = os.pipe()
+
+        def child() -> bool:
+            os.close(writing)
+            assert os.read(reading, 1) == b"x"
+            memory.check()
+            return True
+
+        def meanwhile() -> None:
+            memory.part(0, 10)[::WORDS] += np.uint64(0)  # copied: these are this process's own
+            memory.bind(0, 0, 10)
+            result = nt.move(memory.words, 2)
+            assert (result.moved, result.left) == (10, {Reason.SHARED: 54})
+            assert on_nodes(memory) == {0: 54, 2: 10}
+            result = nt.move(memory.words, 3, shared=True)
+            assert (result.moved, result.left) == (64, {})
+            assert on_nodes(memory) == {3: 64}
+            os.write(writing, b"x")
+
+        assert in_child(child, meanwhile)
+        os.close(reading)
+        os.close(writing)
+        memory.check()
+
+
+@contextmanager
+def in_a_pipe(memory: Memory, first: int, count: int) -> Iterator[None]:
+    """Hold pages by references from a pipe (vmsplice), as a device would that reads them."""
+    reading, writing = os.pipe()
+    vector = struct.pack("<QQ", memory.at(first), count * PAGE_SIZE)
+    assert libc.vmsplice(writing, vector, 1, 0) == count * PAGE_SIZE
+    try:
+        yield
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("targets", [(1,), (1, 2)])
+def test_pages_that_somebody_holds_stay_and_nothing_else(targets: tuple[int, ...]) -> None:
+    with Memory(200) as memory:
+        memory.bind(0)
+        with in_a_pipe(memory, 30, 5), in_a_pipe(memory, 199, 1):
+            result = nt.move(memory.words, targets)
+            assert (result.moved, result.left) == (194, {Reason.BUSY: 6})
+            assert np.flatnonzero(memory.nodes() == 0).tolist() == [*range(30, 35), 199]
+            memory.check()
+        result = nt.move(memory.words, targets)
+        assert (result.moved, result.left) == (6, {Reason.AT_HOME: 194})
+        memory.check()
+
+
+@pytest.mark.lab
+def test_huge_pages_stay_huge() -> None:
+    with Memory(3 * HUGE, huge=True) as memory:
+        if memory.huge_pages() < 3 * HUGE:
+            pytest.skip("the kernel gave no huge pages")
+        nt.move(memory.words, 0)
+        result = nt.move(memory.words, 2)
+        assert (result.pages, result.moved, result.left) == (3 * HUGE, 3 * HUGE, {})
+        assert on_nodes(memory) == {2: 3 * HUGE}
+        assert memory.huge_pages() == 3 * HUGE
+        assert nt.move(memory.part(HUGE, 1), 1).moved == 1  # one page of a huge one takes the others along
+        assert on_nodes(memory) == {1: HUGE, 2: 2 * HUGE}
+        memory.check()
+
+
+@pytest.mark.lab
+def test_contents_under_writers() -> None:
+    """Two threads count in two words of each page while all of it goes round the nodes."""
+    pages = 256
+    over = threading.Event()
+    written: Counter[int] = Counter()
+    with Memory(pages) as memory:
+
+        def write(column: int) -> None:
+            while not over.is_set():
+                memory.table[:, column] += 1
+                written[column] += 1
+
+        def migrate() -> None:
+            try:
+                for node in (1, 2, 3, 0, 3, 1):
+                    result = nt.move(memory.words, node, latency=1e-4)
+                    assert accounted(result)
+                    assert set(result.left) <= {Reason.AT_HOME, Reason.BUSY}
+                    assert result.by_node[node] == pages - result.left[Reason.BUSY]
+            finally:
+                over.set()
+
+        run_threads(migrate, lambda: write(3), lambda: write(500))
+        for column, times in written.items():
+            memory.expected.reshape(pages, WORDS)[:, column] += np.uint64(times)
+        memory.check()
+
+
+@pytest.mark.lab
+def test_all_of_another_process(program: subprocess.Popen[str]) -> None:
+    for node in (2, 1):
+        result = nt.move(program.pid, node)
+        assert accounted(result)
+        assert result.left[Reason.BUSY] + result.left[Reason.TARGET_FULL] == 0
+        stays = result.pages - result.moved - result.left[Reason.AT_HOME]  # of libraries, mostly
+        assert result.moved >= (4 << 20) // PAGE_SIZE
+        assert result.by_node[node] >= result.pages - stays
+        own = [part.counts for part in nt.where(program.pid).mappings if part.counts.present >= (4 << 20) // PAGE_SIZE]
+        assert own
+        assert all(set(counts.by_node) == {node} for counts in own if not counts.shared)
+    again = nt.move(program.pid, 1)
+    assert again.moved <= 8  # of what it shares with others there may be something new
+    assert program.communicate()[0] == "True\n"
+
+
+@pytest.mark.lab
+def test_a_process_that_may_not_use_a_node(program: subprocess.Popen[str], tmp_path: Path) -> None:
+    with cpuset(tmp_path, "0-1") as group:
+        (group / "cgroup.procs").write_text(str(program.pid))
+        before = nt.where(program.pid).by_node
+        with pytest.raises(nt.NodeUnavailable, match=f"the cpuset of process {program.pid} allows 0-1") as caught:
+            nt.move(program.pid, (1, 2))
+        assert caught.value.node == 2
+        assert nt.where(program.pid).by_node == before
+        assert nt.move(program.pid, 1).by_node[1] >= (4 << 20) // PAGE_SIZE
+        assert program.communicate()[0] == "True\n"
+
+
+@pytest.mark.lab
+def test_nodes_that_are_full() -> None:
+    pages = 8192
+    with Memory(pages) as memory, filled(3):
+        memory.bind(0)
+        for targets, room in (((3, 1), pages // 2), ((1, 3), pages // 2), ((3,), 0)):
+            nt.move(memory.words, 0)
+            result = nt.move(memory.words, targets)
+            assert accounted(result)
+            assert set(result.left) == {Reason.TARGET_FULL}
+            assert result.left[Reason.TARGET_FULL] == on_nodes(memory)[0]
+            assert on_nodes(memory).get(1, 0) == room  # all that is for another node has moved
+        memory.check()
