@@ -1,0 +1,21 @@
+"""A virtual machine with several NUMA nodes, for hosts that have one: it runs any command on them.
+
+The guest is a stock Linux kernel under QEMU with the host's root file system, so the command, its libraries and its
+files are those of the host; only the nodes are virtual. Without hardware virtualization QEMU emulates the processor:
+memory behaviour and placement are then right, absolute times are not.
+
+>>> from nexttouch import lab
+>>> lab.run(["numactl", "--hardware"])                     # four nodes, two of them without CPUs
+0
+>>> lab.run(["python3", "-m", "pytest", "-m", "lab"], lab.Machine(nodes=2), timeout=600)
+0
+"""
+
+from __future__ import annotations
+
+from .boot import run
+from .install import missing, setup
+from .machine import Machine
+from .parts import Parts
+
+__all__ = ["Machine", "Parts", "missing", "run", "setup"]

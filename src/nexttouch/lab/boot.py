@@ -1,0 +1,200 @@
+"""Boots the virtual machine, runs one command in it, and takes it down again."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ..errors import InvalidArgument, LabError
+from ..quantities import format_duration
+from .guest import archive, initial_files, job
+from .install import setup
+from .machine import Machine
+from .parts import Parts, cache_directory, with_kernel
+from .qemu import PORTS, qemu_command
+from .relay import Console, Input, Output, State, carry
+
+__all__ = ["accelerator", "run"]
+
+_BOOT_SECONDS = 180.0  # an emulated guest takes 3 to 10 s; a host that is this slow is of no use
+_PROBE_SECONDS = 15.0  # a guest on KVM is up after one
+_TICK = 1.0  # how often the clock is looked at, in seconds
+_OWN_ENVIRONMENT = {"TMPDIR": "/dev/shm"}  # the host's files come by 9p, which can make no FIFO
+_SIGPIPE_STATUS = 128 + 13
+
+Stream = int | IO[bytes] | None
+
+
+def run(
+    command: Sequence[str],
+    machine: Machine = Machine(),  # noqa: B008 (frozen)
+    *,
+    timeout: float | None = None,
+    kernel: str | os.PathLike[str] | None = None,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    console: bool = False,
+) -> int:
+    """Run `command` on `machine` and return its exit status: 128+n if signal n ended it, 127 if there is no such file.
+
+    The command runs as root in the guest, with the working directory and the environment of the caller and the host's
+    files, which it can change as far as the caller may. Its own are /proc, /sys, /dev, /run, and /dev/shm, where TMPDIR
+    points: the host's files cannot be FIFOs. There is no network. Files are cached in the guest: a change the host
+    makes meanwhile may not be seen there, and what the command wrote is on the host for certain when it has ended.
+    Whatever the command left running is killed.
+
+    The streams are files or descriptors, by default the caller's; both outputs arrive separately and byte for byte.
+    `timeout` is in seconds and includes the boot. `kernel` is the file of another kernel, see `parts.with_kernel`;
+    `console` shows the guest's console on standard error. The lab is set up first if it is not.
+
+    >>> run(["sh", "-c", "exit 3"])
+    3
+
+    Raises:
+        InvalidArgument: an empty command, a zero byte in it, a timeout that is not positive.
+        LabError: the lab cannot be set up here, or the guest did not come up, died, or did not end in time.
+    """
+    _check(command, timeout)
+    parts = setup()
+    if kernel is not None:
+        parts = with_kernel(parts, Path(kernel))
+    streams = (_descriptor(stdin, 0), _descriptor(stdout, 1), _descriptor(stderr, 2))
+    with _started(command, machine, parts, how=accelerator(parts), streams=streams, console=console) as guest:
+        try:
+            return guest.wait(_BOOT_SECONDS, math.inf if timeout is None else timeout)
+        except BrokenPipeError:
+            return _SIGPIPE_STATUS  # nobody reads the output any more: what a shell says of such a command
+
+
+def accelerator(parts: Parts) -> str:
+    """Say what QEMU runs a guest with here: "kvm" if that works, which is tried once a boot of the host, or "tcg".
+
+    /dev/kvm can be there and yet run no guest, for example in a virtual machine without nesting.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    note = cache_directory() / "kvm"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    known = note.read_text().split() if note.exists() else []
+    if known[:1] != [boot]:
+        known = [boot, "kvm" if _kvm_works(parts) else "tcg"]
+        fresh = note.with_suffix(f".{os.getpid()}")
+        fresh.write_text(" ".join(known))
+        fresh.rename(note)
+    return known[1]
+
+
+def _check(command: Sequence[str], timeout: float | None) -> None:
+    if isinstance(command, str) or not command:
+        raise InvalidArgument("command", "has to be a list of at least one word")
+    if any("\0" in word for word in command):
+        raise InvalidArgument("command", "has a zero byte in a word, which no program can be given")
+    if timeout is not None and not timeout > 0:
+        raise InvalidArgument("timeout", f"is {timeout}, but has to be a positive number of seconds")
+
+
+def _descriptor(stream: Stream, default: int) -> int:
+    if stream is None:
+        return default
+    return stream if isinstance(stream, int) else stream.fileno()
+
+
+def _kvm_works(parts: Parts) -> bool:
+    with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123 (a device)
+        streams = (null.fileno(),) * 3
+        try:
+            with _started(["true"], Machine(1, 1), parts, how="kvm", streams=streams, console=False) as guest:
+                return guest.wait(_PROBE_SECONDS, _PROBE_SECONDS) == 0
+        except LabError:
+            return False
+
+
+@dataclass
+class _Guest:
+    """A running guest: QEMU's process and the flows between it and the lab."""
+
+    qemu: subprocess.Popen[bytes]
+    console: Console
+    state: State
+    outputs: tuple[Output, Output]
+    stdin: Input
+
+    def wait(self, boot_seconds: float, timeout: float) -> int:
+        """Carry bytes until the command has ended and its output is complete; return its exit status."""
+        start = time.monotonic()
+        flows = (self.state, *self.outputs, self.console, self.stdin)
+        while any(flow.waits_for() for flow in (self.state, *self.outputs)):
+            passed = time.monotonic() - start
+            if passed >= timeout:
+                raise self._failed(f"the command had not ended after {format_duration(timeout)}, and was stopped")
+            if not self.state.up and passed >= boot_seconds:
+                raise self._failed(f"the guest had not come up after {format_duration(boot_seconds)}")
+            carry(flows, min(_TICK, timeout - passed))
+        if self.state.status is None or not all(output.complete for output in self.outputs):
+            raise self._failed("the guest ended before the command did")
+        return self.state.status
+
+    def _failed(self, what: str) -> LabError:
+        self.qemu.kill()
+        while self.console.waits_for():
+            carry([self.console], _TICK)
+        tail = self.console.tail()
+        return LabError(f"{what}; the end of its console:{tail}" if tail else f"{what}; its console is empty")
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], machine: Machine, parts: Parts, *, how: str, streams: tuple[int, int, int], console: bool
+) -> Iterator[_Guest]:
+    mark = secrets.token_hex(16).encode()
+    script = job(command, os.getcwd(), os.environ | _OWN_ENVIRONMENT)  # noqa: PTH109
+    pairs = [socket.socketpair() for _ in PORTS]
+    ours, theirs = zip(*pairs, strict=True)
+    with _memory_file(archive(initial_files(parts, script, mark))) as initial:
+        descriptors = [end.fileno() for end in theirs]
+        qemu = subprocess.Popen(
+            qemu_command(machine, parts, how=how, initial=initial, ports=descriptors, quiet=not console),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[initial, *descriptors],
+            start_new_session=True,  # the terminal's interrupt is for the lab, which then takes QEMU down
+        )
+    try:
+        for end in theirs:
+            end.close()
+        assert qemu.stdout is not None
+        yield _Guest(
+            qemu,
+            Console(qemu.stdout.fileno(), 2 if console else -1),
+            State(ours[3]),
+            (Output(ours[1], streams[1], mark), Output(ours[2], streams[2], mark)),
+            Input(streams[0], ours[0]),
+        )
+    finally:
+        qemu.kill()
+        with qemu:
+            for end in ours:
+                end.close()
+
+
+@contextmanager
+def _memory_file(contents: bytes) -> Iterator[int]:
+    descriptor = os.memfd_create("nexttouch-lab")
+    try:
+        view = memoryview(contents)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        yield descriptor
+    finally:
+        os.close(descriptor)
