@@ -1,0 +1,59 @@
+"""The catalogue of races: every promise can be broken, and every broken rule is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexttouch.check.counterexample import trace
+from nexttouch.check.explorer import explore
+from nexttouch.check.mutations import INEXPRESSIBLE, MUTATIONS
+from nexttouch.check.suite import check_mutation
+from nexttouch.model.design import Rules
+from nexttouch.model.designs import DESIGNS
+from nexttouch.model.invariants import INVARIANTS
+from nexttouch.model.scenarios import SCENARIOS
+
+LARGE = {"T08", "T18", "T21-leak", "T21-count", "swap-count"}  # fixed designs with tens of thousands of states
+STEPS = {"T01": 18, "T05": 23, "T26": 16, "T27": 21, "A-again": 20, "A-flush": 12, "batch-flush": 13, "T31": 32}
+"""Lengths of shortest paths."""
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_each_race_is_found_and_not_in_the_design_itself(name: str) -> None:
+    mutation = MUTATIONS[name]
+    if name in LARGE:
+        machine = SCENARIOS[mutation.scenario].machine(mutation.broken_design, mutation.kind)
+        result = explore(machine, only=lambda violation: violation.invariant == mutation.breaks)
+        violation, path = result.violation, tuple(result.path)
+    else:
+        verdict = check_mutation(name)
+        assert verdict.good, verdict
+        violation, path = verdict.violation, verdict.path
+    assert violation is not None
+    assert violation.invariant == mutation.breaks
+    assert len(path) == STEPS.get(name, len(path))
+    shown = trace(SCENARIOS[mutation.scenario].machine(mutation.broken_design, mutation.kind), path, name)
+    assert len(shown.steps) == len(path)
+    if violation.invariant not in ("I-DEADLOCK", "I-PROGRESS"):  # which no single step breaks
+        assert shown.violation is not None
+
+
+def test_every_promise_is_broken_by_a_mutation() -> None:
+    assert {mutation.breaks for mutation in MUTATIONS.values()} == set(INVARIANTS)
+
+
+def test_names_are_names() -> None:
+    for mutation in MUTATIONS.values():
+        assert mutation.design in DESIGNS
+        assert mutation.scenario in SCENARIOS
+        assert set(mutation.broken) | set(mutation.context) <= set(Rules.__slots__)
+        assert SCENARIOS[mutation.scenario].applies(mutation.broken_design)
+        assert mutation.kind in SCENARIOS[mutation.scenario].kinds
+    assert not set(MUTATIONS) & set(INEXPRESSIBLE)
+
+
+def test_every_rule_matters() -> None:
+    """A rule that nothing breaks would prove nothing."""
+    broken = {rule for mutation in MUTATIONS.values() for rule in mutation.broken}
+    told_otherwise = {"switches_first", "missing_locks_page"}  # ways, not rules: both are right
+    assert set(Rules.__slots__) - broken - told_otherwise == set()
