@@ -1,0 +1,119 @@
+"""`nexttouch lab`: run a command on a virtual machine with several NUMA nodes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidArgument
+from ..quantities import format_size, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from ..lab import Machine
+
+__all__ = ["add_parser", "run"]
+
+_DESCRIPTION = """\
+Run COMMAND on a virtual machine with several NUMA nodes, for hosts that have one.
+
+The guest sees the host's files, working directory and environment, so COMMAND is run as it would be here; its output,
+its input and its exit status are passed through. Its own are /proc, /sys, /dev, /run, and /dev/shm, where TMPDIR
+points; everything else it writes, it writes on this host. There is no network.
+
+The first run sets the lab up: QEMU is installed (that takes root), a guest kernel is fetched and kept under
+~/.cache/nexttouch/lab. A boot takes about 5 seconds without hardware virtualization; then the processor is emulated:
+placement and behaviour are real, times are not."""
+
+_EXAMPLES = """\
+examples:
+  nexttouch lab -- grep . -r /sys/devices/system/node --include=distance
+  nexttouch lab --nodes 2 --cpu-nodes 1 --memory 512MiB --timeout 5min -- .venv/bin/python -m pytest -m lab
+  nexttouch lab --setup --json
+
+exit status: that of COMMAND (128+n if signal n ended it); 1 if the guest could not be started, died or ran too long."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to `commands`."""
+    parser = commands.add_parser(
+        "lab",
+        help="run a command on a virtual machine with several NUMA nodes",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="nexttouch lab [options] -- COMMAND [ARGUMENT ...]\n       nexttouch lab [options] --setup [--json]",
+    )
+    parser.add_argument("--nodes", type=int, default=4, metavar="N", help="NUMA nodes, 1 to 8 (default 4)")
+    parser.add_argument(
+        "--cpu-nodes",
+        type=int,
+        metavar="N",
+        help="how many of them, from node 0 on, have a CPU; the rest are memory only (default 2, or 1 of 1)",
+    )
+    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="memory of each node (default 1GiB)")
+    parser.add_argument("--timeout", metavar="DURATION", help="stop COMMAND after this long, boot included: 90s, 5min")
+    parser.add_argument("--kernel", metavar="FILE", help="boot this kernel image, with the modules installed beside it")
+    parser.add_argument("--console", action="store_true", help="show the guest's console on standard error")
+    parser.add_argument("--setup", action="store_true", help="only set the lab up, and say what it consists of")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="with --setup: print one JSON object: kernel, image, accelerator (kvm or tcg), nodes, cpu_nodes, memory "
+        "(bytes a node), distances (rows)",
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run, and its arguments")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what `options` say; return the exit status of the command.
+
+    Raises:
+        InvalidArgument: a number, size or duration is out of range, or there is no command.
+        LabError: see `lab.run`.
+    """
+    from .. import lab
+
+    machine = _machine(options)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    timeout = None if options.timeout is None else parse_duration(options.timeout, argument="timeout")
+    if options.setup == bool(command):
+        raise InvalidArgument("COMMAND", "or --setup has to be given, and only one; as in: nexttouch lab -- uname -r")
+    if options.setup:
+        _set_up(machine, options.json)
+        return 0
+    if options.json:
+        raise InvalidArgument("--json", "goes with --setup: the output of a command is passed through as it is")
+    lab.setup(_tell)
+    return lab.run(command, machine, timeout=timeout, kernel=options.kernel, console=options.console)
+
+
+def _machine(options: argparse.Namespace) -> Machine:
+    from ..lab import Machine
+
+    cpu_nodes = min(2, options.nodes) if options.cpu_nodes is None else options.cpu_nodes
+    return Machine(options.nodes, cpu_nodes, parse_size(options.memory, argument="memory"))
+
+
+def _set_up(machine: Machine, as_json: bool) -> None:
+    from ..lab import setup
+    from ..lab.boot import accelerator
+
+    parts = setup(_tell)
+    how = accelerator(parts)
+    if as_json:
+        facts = {"kernel": parts.release, "image": str(parts.image), "accelerator": how}
+        print(json.dumps(facts | dataclasses.asdict(machine)))
+        return
+    print(f"kernel       {parts.release} ({parts.image})")
+    print(f"accelerator  {how} ({'hardware virtualization' if how == 'kvm' else 'emulation: times mean nothing'})")
+    print(f"machine      {machine.nodes} nodes of {format_size(machine.memory)}, {machine.cpu_nodes} with a CPU")
+    for row in machine.distances:
+        print("distances   " + "".join(f"{distance:4}" for distance in row))
+
+
+def _tell(line: str) -> None:
+    print(f"lab: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+"""`nexttouch move`: bring the memory of a running process to another node, eagerly or lazily."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidArgument
+from ..linux.syscall import PAGE_SIZE
+from ..live.reason import Reason, describe
+from ..quantities import format_count, format_duration, format_size, parse_duration, parse_rate
+from . import INTERRUPTED
+from .progress import Progress
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from ..live.eager import MoveResult
+    from ..live.migration import Migration, Stats
+
+__all__ = ["add_parser", "run"]
+
+_DESCRIPTION = """\
+Bring the memory of process PID to NUMA node N (several, as 0,1: interleaved).
+
+eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
+that is just being moved waits for its batch.
+
+--lazy: the process is stopped for about a millisecond, then its writable pages are write-protected. A store
+moves its page, and a window of those around it, before it goes on; a sweep moves the rest meanwhile. If this command
+is interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
+a control group that is frozen), it would leave the process waiting at its next store, so Ctrl-Z does not stop it."""
+
+_EXAMPLES = """\
+examples:
+  nexttouch move 4242 --to 1                     all of it, now
+  nexttouch move 4242 --to 1 --lazy              as it is written to, and by a sweep
+  nexttouch move 4242 --to 1 --lazy --rate 100MiB/s --deadline 5min
+  nexttouch move 4242 --to 0,1 --dry-run         what would move, and what could not
+
+exit status: 0 when every page has moved or had a reason to stay, 1 when the process could not be reached, 2 for
+misuse, 130 when interrupted (Ctrl-C)."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to `commands`."""
+    parser = commands.add_parser(
+        "move",
+        help="move the memory of a process to another node, at once or when it is next touched",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pid", type=int, metavar="PID", help="the process; your own, or any with CAP_SYS_PTRACE")
+    parser.add_argument("--to", required=True, metavar="NODE[,NODE...]", help="target node, or nodes to interleave")
+    parser.add_argument("--lazy", action="store_true", help="move pages as they are written to, and by a sweep")
+    parser.add_argument("--rate", metavar="RATE", help="move at most this much a second, as 100MiB/s (no limit)")
+    eager = parser.add_argument_group("eagerly")
+    eager.add_argument("--latency", metavar="DURATION", help="longest that the process may wait for a batch (20ms)")
+    eager.add_argument("--shared", action="store_true", help="also pages that other processes map (CAP_SYS_NICE)")
+    eager.add_argument("--dry-run", action="store_true", help="only say what would be moved")
+    lazy = parser.add_argument_group("lazily")
+    lazy.add_argument("--no-sweep", action="store_true", help="move what is written to only; needs --deadline to end")
+    lazy.add_argument("--deadline", metavar="DURATION", help="after this long move what is left at full speed")
+    lazy.add_argument("--window", type=int, metavar="PAGES", help="most pages that one store moves (64)")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object: pages, moved, left (pages by reason) and times in seconds; eagerly by_node, "
+        "longest_call and dry_run, lazily the counters of faults, windows and sweeps, and latency as pairs",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Move, and print what became of every page; return 0, or INTERRUPTED."""
+    _refuse_mixture(options)
+    nodes = _nodes(options.to)
+    if options.lazy:
+        return _move_lazily(options, nodes)
+    _move_eagerly(options, nodes)
+    return 0
+
+
+def _refuse_mixture(options: argparse.Namespace) -> None:
+    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window")
+    for name in wrong:
+        if getattr(options, name) is not None and getattr(options, name) is not False:
+            mode = "does not go with --lazy" if options.lazy else "needs --lazy"
+            raise InvalidArgument(f"--{name.replace('_', '-')}", mode)
+    if options.no_sweep and options.rate:
+        raise InvalidArgument("--rate", "is the sweep's, which --no-sweep turns off")
+
+
+def _nodes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidArgument("--to", f"is {text!r}, but has to be a node number, or several as 0,1") from None
+
+
+def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> None:
+    from ..live.eager import move
+
+    latency = parse_duration(options.latency, argument="--latency") if options.latency else 0.02
+    rate = parse_rate(options.rate, argument="--rate") if options.rate else None
+    with Progress("moved", quiet=options.json) as progress:
+        result = move(
+            options.pid,
+            nodes,
+            latency=latency,
+            rate=rate,
+            shared=options.shared,
+            dry_run=options.dry_run,
+            progress=progress.show,
+        )
+    print(json.dumps(result.to_dict()) if options.json else _eager_text(result))
+
+
+def _eager_text(result: MoveResult) -> str:
+    verb = "would move" if result.dry_run else "moved"
+    lines = [f"{verb} {_pages(result.moved)} of {_pages(result.pages)} in {format_duration(result.seconds)}"]
+    if result.longest_call:
+        lines.append(f"longest call {format_duration(result.longest_call)}: nobody waited longer")
+    return "\n".join([*lines, *_left(dict(result.left)), _nodes_text(result)])
+
+
+def _nodes_text(result: MoveResult) -> str:
+    places = ", ".join(f"{format_count(count)} on node {node}" for node, count in result.by_node.items())
+    return f"pages now: {places or 'none'}"
+
+
+def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
+    from ..live.attach import attach
+
+    deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline else None
+    rate = 0.0 if options.no_sweep else parse_rate(options.rate, argument="--rate") if options.rate else None
+    if options.no_sweep and deadline is None:
+        raise InvalidArgument("--no-sweep", "needs --deadline: pages that nobody writes to would wait for ever")
+    window = 64 if options.window is None else options.window
+    with Signals() as signals:
+        migration = attach(options.pid, nodes, rate=rate, deadline=deadline, window=window)
+        signals.hold_interrupts()
+        with migration, Progress("done", quiet=options.json) as progress:
+            finished = _follow(migration, progress, signals)
+    if not finished:
+        print("interrupted: every page that was still protected has been given back", file=sys.stderr)
+    stats = migration.stats
+    print(json.dumps(stats.to_dict()) if options.json else _lazy_text(stats))
+    return 0 if finished else INTERRUPTED
+
+
+def _follow(migration: Migration, progress: Progress, signals: Signals) -> bool:
+    """Show how far it has come until it is done, or is cancelled as somebody interrupts; return whether it is done."""
+    while not migration.wait(0.1):
+        if signals.interrupted():
+            migration.cancel()
+            return False
+        stats = migration.stats
+        progress.show(stats.pages - stats.waiting, stats.pages)
+    return True
+
+
+def _lazy_text(stats: Stats) -> str:
+    lines = [
+        f"moved {_pages(stats.moved)} of {_pages(stats.pages)}: {format_count(stats.moved_by_touch)} when written to, "
+        f"{format_count(stats.moved_by_sweep)} by the sweep, {format_count(stats.moved_eagerly)} without a trap",
+        f"the process stood still for {format_duration(stats.stopped)}; {_waits(stats)}",
+    ]
+    return "\n".join([*lines, *_left(stats.left)])
+
+
+def _waits(stats: Stats) -> str:
+    if not stats.faults:
+        return "no store had to wait"
+    return f"{format_count(stats.faults)} stores waited, the longest for {format_duration(stats.longest_service)}"
+
+
+def _left(left: dict[Reason, int]) -> list[str]:
+    return [f"stayed: {line}" for line in describe(left)]
+
+
+def _pages(count: int) -> str:
+    return f"{format_count(count)} pages ({format_size(count * PAGE_SIZE)})"
