@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .syscall import read_file
+
 __all__ = [
     "SYSFS",
     "Access",
@@ -147,7 +149,7 @@ def _node(root: Path, node: int) -> Path:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="ascii")
+    return read_file(path).decode("ascii")
 
 
 def _rows(path: Path) -> list[list[str]]:

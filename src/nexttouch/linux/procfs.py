@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import KernelError, NoSuchProcess, NotPermitted
 from .nodes import parse_list
-from .syscall import PAGE_SIZE
+from .syscall import PAGE_SIZE, read_file
 
 __all__ = [
     "Kind",
@@ -149,29 +149,31 @@ def mappings(pid: int = 0) -> list[Mapping]:
 def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
     """Return the mappings of process `pid` that overlap [start, end) with their sizes.
 
-    The kernel walks all page tables of the process for it, wherever the range is: 30 ns a page.
+    The kernel walks the page tables of all that lies below `end` for it: 30 ns a page.
 
     Raises:
         NoSuchProcess, NotPermitted: as `mappings`.
     """
     kinds, found = _file_kinds(pid), []
-    lines = iter(_lines(pid, "smaps"))
+    lines = _lines(pid, "smaps")
     for head in lines:
         low, high = (int(word, 16) for word in head.split(" ", 1)[0].split("-"))
-        wanted = low < end and start < high
+        if low >= end:
+            break
         fields: dict[str, str] = {}
         for line in lines:
-            if line.startswith(_OF_SMAPS):
+            if line.startswith(_OF_SMAPS if start < high else _LAST_OF_SMAPS):
                 key, _, value = line.partition(":")
                 fields[key] = value
-                if key == "VmFlags":  # the last line of a mapping
+                if key == _LAST_OF_SMAPS:
                     break
-        if wanted:
+        if start < high:
             found.append(_smap(_mapping(head, kinds), fields))
     return found
 
 
-_OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", "VmFlags:")
+_LAST_OF_SMAPS = "VmFlags"
+_OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", _LAST_OF_SMAPS)
 
 
 def numa_maps(pid: int = 0) -> list[NumaMap]:
@@ -247,7 +249,7 @@ def _ended(pid: int) -> NoSuchProcess:
 
 def _text(pid: int, name: str) -> str:
     try:
-        return os.fsdecode((directory(pid) / name).read_bytes())
+        return os.fsdecode(read_file(directory(pid) / name))
     except OSError as error:
         raise access_error(pid, error) from None
 
@@ -257,15 +259,21 @@ def _stat(pid: int) -> list[str]:
     return _text(pid, "stat").rpartition(")")[2].split()
 
 
-def _lines(pid: int, name: str) -> list[str]:
-    # Empty for a kernel thread and for a zombie (ESRCH from some kernels, for both).
+# Lines, read as they are asked for: the kernel need not find out what nobody asks for. The file is empty for a kernel
+# thread and for a zombie (ESRCH from some kernels, for both).
+def _lines(pid: int, name: str) -> Iterator[str]:
     try:
-        text = _text(pid, name)
-    except NoSuchProcess:
-        text = ""
-    if not text:
-        raise _without_memory(pid)
-    return text.split("\n")[:-1]
+        with (directory(pid) / name).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            first = lines.readline()
+            if first:
+                yield first[:-1]
+                yield from (line[:-1] for line in lines)
+                return
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    except OSError as error:
+        raise access_error(pid, error) from None
+    raise _without_memory(pid)
 
 
 def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:

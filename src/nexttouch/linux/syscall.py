@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import KernelError
 
-__all__ = ["MACHINE", "NUMBERS", "PAGE_SIZE", "call", "try_call"]
+__all__ = ["MACHINE", "NUMBERS", "PAGE_SIZE", "call", "read_file", "try_call"]
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 """Bytes a page, as the kernel's page tables have it (4096 on x86-64; 4096, 16384 or 65536 on arm64)."""
@@ -86,3 +86,22 @@ def call(name: str, *arguments: Any) -> int:  # noqa: ANN401
     if errno:
         raise KernelError(name, errno)
     return result
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return what a file of /proc or /sys holds.
+
+    Python's own files ask for size, position and kind first, and each call may wait for the interpreter lock: 5 ms
+    while another thread computes.
+
+    >>> read_file("/proc/sys/kernel/ostype").split()
+    [b'Linux']
+
+    Raises:
+        OSError: as open(2) and read(2) do.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
+    finally:
+        os.close(descriptor)

@@ -257,7 +257,7 @@ class Migration:
     def _start(self, uffd: int) -> list[_core.Pager]:
         pagers: list[_core.Pager] = []
         forks = _forks
-        cpu_nodes = np.array(topology().cpu_nodes(), dtype=np.int32)
+        cpu_nodes = np.array([] if self.plan.targets else topology().cpu_nodes(), dtype=np.int32)
         try:
             for part in self.plan.parts:
                 taken, uffd = uffd, -1  # the pager closes it, even if it cannot be made
