@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import errno
 import pickle
 
@@ -101,9 +100,3 @@ def test_they_travel_between_processes(name: str) -> None:
     assert str(copy) == message
     assert copy.__dict__ == error.__dict__
     assert getattr(copy, "errno", None) == getattr(error, "errno", None)
-
-
-def test_examples() -> None:
-    found = doctest.testmod(errors)
-    assert found.attempted
-    assert not found.failed

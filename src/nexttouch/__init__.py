@@ -1,10 +1,12 @@
 """Lazy page migration for Linux: memory moves to the right NUMA node when it is next touched.
 
 >>> import nexttouch as nt
->>> nt.next_touch(array)             # each page goes to the node of the thread that touches it next
->>> nt.lazy(array, to=1)             # each page goes to node 1 when it is touched; a sweep takes the rest there
->>> nt.move(array, to=1)             # all pages go to node 1 now
->>> nt.attach(pid, to=1)             # the memory of a running program goes to node 1 as it is written
+>>> with nt.next_touch(array): run_workers(array)    # each page goes to the node of the thread that touches it next
+>>> with nt.lazy(array, to=1): run_workers(array)    # each goes to node 1 when it is touched; a sweep takes the rest
+>>> nt.move(array, to=0).moved                       # all pages go to node 0 now
+1024
+>>> nt.attach(pid, to=1).wait()                      # the memory of a running program goes to node 1 as it is written
+True
 
 Importing the package loads none of these: each comes in when it is first used.
 """

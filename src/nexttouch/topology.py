@@ -115,8 +115,8 @@ class Topology:
 def topology(root: Path = nodes.SYSFS) -> Topology:
     """Read the nodes of this machine, or of the machine whose sysfs tree was copied to `root`, as they are now.
 
-    >>> topology().ids                                                                               # doctest: +SKIP
-    (0, 1)
+    >>> topology().ids
+    (0, 1, 2, 3)
 
     Raises:
         FeatureMissing: the kernel has no NUMA support, or sysfs is not visible here.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from nexttouch import costs
 from nexttouch.check.alone import MAPPERS, costs_of
 from nexttouch.costs import EventCounts
 from nexttouch.errors import InvalidArgument
@@ -62,9 +59,3 @@ def test_counts_add_up() -> None:
     assert one + two - two == one
     assert EventCounts.of({"faults": 1, "slots": 2, "something else": 5}) == one
     assert list(one.to_dict()) == list(EventCounts.names())
-
-
-def test_examples() -> None:
-    found = doctest.testmod(costs)
-    assert found.attempted
-    assert not found.failed

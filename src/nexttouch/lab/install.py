@@ -29,7 +29,7 @@ Progress = Callable[[str], None]
 def missing() -> str | None:
     """Say what keeps the lab from working here, in a sentence with its remedy; None when it works or can be set up.
 
-    >>> missing()
+    >>> missing()                                                                                    # doctest: +SKIP
     'QEMU is missing and only root may install it: run `apt-get install --no-install-recommends qemu-system-x86`'
     """
     if platform.machine() != "x86_64":

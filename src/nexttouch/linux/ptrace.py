@@ -408,7 +408,7 @@ class StoppedThread:
 def restriction() -> str:
     """Say why this process may not trace the other processes of its user; "" if it may.
 
-    >>> restriction()
+    >>> restriction()                                                                                # doctest: +SKIP
     'kernel.yama.ptrace_scope is 1, so a process may only be traced by its parent; run as root or with CAP_SYS_PTRACE'
     """
     ctypes.set_errno(0)

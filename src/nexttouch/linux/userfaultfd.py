@@ -220,9 +220,10 @@ class Userfaultfd:
     The last close of a descriptor, in whichever process, ends every registration and wakes every waiter.
 
     >>> with Userfaultfd.open() as uffd:
-    ...     uffd.api(Feature.MOVE)
-    ...     uffd.register(address, length, Mode.MISSING)
+    ...     there = uffd.api(Feature.MOVE)
+    ...     ioctls = uffd.register(address, length, Mode.MISSING)
     ...     uffd.move(address, source, length)
+    4096
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -37,8 +37,9 @@ def attach(
     With `always`, pages that are on a target node already are trapped as well, and found to be there when their turn
     comes: to see what attaching costs a program without moving anything.
 
-    >>> with attach(pid, to=1) as migration:                                                         # doctest: +SKIP
+    >>> with attach(pid, to=1) as migration:
     ...     migration.wait()
+    True
 
     Raises:
         InvalidArgument: naming the argument.

@@ -71,8 +71,10 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
         features: what the descriptor has to be able to do.
         wanted: what it is to do as well, but only all of it together, where the kernel can.
 
-    >>> acquire(pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
-    Acquired(uffd=5, pidfd=3, stopped=0.000412)
+    >>> acquired = acquire(pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
+    >>> acquired.stopped > 0
+    True
+    >>> acquired.close()
 
     Raises:
         InvalidArgument: `pid` is not positive, or a thread.
