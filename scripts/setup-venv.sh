@@ -23,6 +23,7 @@ need "$python -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_paths
     python3-dev "Python's C headers"
 need "cc --version" gcc "a C compiler"
 
+echo "setup: making .venv, with the packages of requirements.lock; this takes about a minute" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall -e .
