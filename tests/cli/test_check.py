@@ -44,11 +44,20 @@ COMMANDS = {
     "no-such-kind": ["B", "late", "--kind", "huge"],
     "no-such-architecture": ["B", "late", "--arch", "vax"],
     "no-such-rule": ["B", "late", "--rule", "hopes=yes"],
+    "rule-without-a-value": ["B", "late", "--rule", "counts_entries"],
     "no-such-value": ["B", "late", "--rule", "counts_entries=2"],
     "cut-short": ["B", "late", "--most-states", "1000"],
     "no-states": ["B", "late", "--most-states", "0"],
     "does-not-apply": ["D4", "lazy-access"],
     "explain-without-a-scenario": ["B", "--explain"],
+    "explain-in-few-states": ["T26", "--explain", "--most-states", "9"],
+    "explain-what-passes-on-a-page": ["B", "late", "--html", "none.html"],
+    "mutation-in-another-scenario": ["T26", "access"],
+    "mutations-of-a-design": ["B", "--mutations"],
+    "costs-of-a-rule": ["B", "--costs", "--rule", "counts_entries=no"],
+    "random-in-a-scenario": ["B", "late", "--random", "3"],
+    "seed-of-a-search": ["B", "late", "--seed", "7"],
+    "explain-quick": ["T26", "--explain", "--quick"],
     "an-architecture-without-a-tag": ["B", "late", "--arch", "ppc64-2006"],
 }
 
@@ -118,6 +127,12 @@ def test_json_of_a_mutation_and_its_path() -> None:
     assert path["choices"] == found["path"]
     again = answer("T26", "--replay", str(found["path"]), status=1)
     assert again["steps"] == path["steps"]
+
+
+def test_json_of_what_has_no_counterexample() -> None:
+    found = answer("B", "late", "--explain")
+    assert found == {"title": "B, late, shared page", "violation": None, "states": 6571, "complete": True}
+    assert answer("B", "late", "--explain", "--most-states", "1000", status=1)["complete"] is False
 
 
 def test_json_of_all_mutations() -> None:

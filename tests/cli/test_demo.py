@@ -199,14 +199,14 @@ def test_a_demonstration_for_people() -> None:
         "    before  00000000000000000000000000000000  node 0: 3,000",
         "    0.40 s  00000000000000001111111111111111  node 0: 1,500  node 1: 1,500",
         "     after  11111111111111111111111111111111  node 1: 3,000",
-        "  stayed: 7 pages: mapped by several processes; only move(..., shared=True) moves such pages",
+        "  stayed: 7 pages: mapped by several processes; moves only eagerly, with shared=True (--shared)",
     ]
     lazily = acts[2].splitlines()
     assert lazily[0] == "lazily: pages by node"
     assert sum(" s  " in line for line in lazily) <= 8  # not every sample
     assert lazily[-3:] == [
         "  attached after 300 ms, for which the program stood still 1.00 ms",
-        "  stayed: 99 pages: mapped by several processes; only move(..., shared=True) moves such pages",
+        "  stayed: 99 pages: mapped by several processes; moves only eagerly, with shared=True (--shared)",
         "  stayed: 1 page: pinned for a device or in use by the kernel; try again later",
     ]
     assert [" ".join(line.split()) for line in summary.splitlines()] == [

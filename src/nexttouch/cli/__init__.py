@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InvalidArgument, NexttouchError
+from .paragraphs import Paragraphs
 
 __all__ = ["COMMANDS", "INTERRUPTED", "main"]
 
@@ -86,7 +87,7 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
         prog="nexttouch",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("--version", action="version", version=f"nexttouch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
 from ..quantities import format_count
+from .paragraphs import Paragraphs
 
 if TYPE_CHECKING:
     from ..check.alone import Cost
     from ..check.counterexample import Path
+    from ..check.explorer import Result
     from ..check.suite import Case, MutationVerdict, Verdict
     from ..check.walks import Walk
     from ..model.machine import Machine
@@ -27,8 +29,8 @@ Explore every interleaving of every page migration design in an executable model
 TLBs, caches and locks. It says which design keeps its promises, and shows the shortest interleaving in which one does
 not.
 
-Without arguments all designs run in all scenarios that apply to them (a minute). With a DESIGN, or the id of a
-mutation (a design with one rule broken), only that; with a SCENARIO only that one.
+Without arguments all designs run in all scenarios that apply to them (about a minute on two CPUs). With a DESIGN, or
+the id of a mutation (a design with one rule broken), only that; with a SCENARIO only that one.
 
 verdicts: passes: every state was visited, and every promise held. refuted: it breaks a promise that it made, as is
 known. BROKEN: it breaks one, as is not. INCOMPLETE: the search was cut short, so nothing is known. EMPTY: the race that
@@ -56,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="explore every interleaving of the migration designs",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("design", nargs="?", metavar="DESIGN", help="a design, or the id of a mutation")
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a scenario")
@@ -65,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--rule", action="append", default=[], metavar="RULE=VALUE", help="change a rule of the design: yes or no"
     )
-    parser.add_argument("--quick", action="store_true", help="leave the largest cases out: under a minute")
+    parser.add_argument("--quick", action="store_true", help="leave the largest cases out: some ten seconds")
     parser.add_argument(
         "--mutations", action="store_true", help="every known race, each as a design with one rule broken"
     )
@@ -77,7 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=int,
         default=5_000_000,
         metavar="N",
-        help="give a case up behind so many states, about 200 bytes each (default 5000000)",
+        help="give a case up after N states, about 200 bytes each (default 5000000)",
     )
     parser.add_argument("--random", type=int, metavar="N", help="N random walks with 4 threads and 3 pages instead")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="where the random walks begin (default 0)")
@@ -87,7 +89,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--replay", metavar="CHOICES", help="print this path instead: the threads that go, as in 0,0,1,2"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object; see docs/designs.md for its keys")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, usual=parser.get_default)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,15 +98,36 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InvalidArgument: there is no such design, scenario, kind, architecture or path.
     """
+    if options.most_states < 1:
+        raise InvalidArgument("--most-states", f"is {options.most_states}, but has to be at least 1")
+    task, asked, heeded = _task(options)
+    for name, value in vars(options).items():
+        if name not in heeded | {"json"} and value != options.usual(name):
+            raise InvalidArgument(_shown(name), f"does not go with {asked}")
+    try:
+        return task(options)
+    finally:
+        _progress("")
+
+
+def _task(options: argparse.Namespace) -> tuple[Callable[[argparse.Namespace], int], str, set[str]]:
+    """What to do, what asks for it, and the options that it heeds."""
     if options.costs:
-        return _costs(options)
+        return _costs, "--costs", {"costs", "design"}
     if options.mutations:
-        return _mutations(options)
+        return _mutations, "--mutations", {"mutations"}
     if options.random is not None:
-        return _random(options)
+        return _random, "--random", {"random", "design", "seed"}
+    one = {"design", "scenario", "kind", "arch", "rule", "most_states"}
     if options.explain or options.html or options.replay:
-        return _explain(options)
-    return _mutation(options) if _is_mutation(options.design) else _check(options)
+        return _explain, "--explain, --html or --replay", one | {"explain", "html", "replay"}
+    if _is_mutation(options.design):
+        return _mutation, f"{options.design}, a mutation, unless with --explain", {"design"}
+    return _check, "a search of designs", one | {"quick"}
+
+
+def _shown(name: str) -> str:
+    return name.upper() if name in ("design", "scenario") else f"--{name.replace('_', '-')}"
 
 
 # ---- designs in scenarios ----
@@ -145,8 +168,6 @@ def _chosen(options: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
     _known("SCENARIO", options.scenario, SCENARIOS)
     _known("--kind", options.kind, KINDS)
     _known_arch(options.arch)
-    if options.most_states < 1:
-        raise InvalidArgument("--most-states", f"is {options.most_states}, but has to be at least 1")
     chosen = [
         case
         for case in cases
@@ -273,13 +294,23 @@ def _explain(options: argparse.Namespace) -> int:
     if options.replay:
         path = trace(machine, Choice.parse(options.replay), title)
     else:
-        result = explore(machine, only=only)
+        result = explore(machine, only=only, most_states=options.most_states)
         if not result.violation:
-            word = "every promise holds in all" if result.complete else "the search was cut short after"
-            print(f"{title}: {word} {format_count(result.states)} states; there is no counterexample")
-            return 0 if result.complete else 1
+            return _no_counterexample(title, result, options)
         path = trace(machine, result.path, title, result.violation)
     return _show(path, options)
+
+
+def _no_counterexample(title: str, result: Result, options: argparse.Namespace) -> int:
+    if options.json:
+        found = {"title": title, "violation": None, "states": result.states, "complete": result.complete}
+        print(json.dumps(found))
+    else:
+        word = "every promise holds in all" if result.complete else "no promise was broken in the first"
+        outcome = "there is no counterexample" if result.complete else "the search was cut short"
+        unwritten = f"; {options.html} is not written" if options.html else ""
+        print(f"{title}: {word} {format_count(result.states)} states; {outcome}{unwritten}")
+    return 0 if result.complete else 1
 
 
 def _show(path: Path, options: argparse.Namespace) -> int:

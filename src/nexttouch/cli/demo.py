@@ -13,6 +13,7 @@ from ..linux.syscall import PAGE_SIZE
 from ..live.reason import describe
 from ..quantities import format_count, format_duration, format_size, parse_size
 from ..topology import topology
+from .paragraphs import Paragraphs
 
 if TYPE_CHECKING:
     from ..demo import Act, Demonstration
@@ -24,8 +25,8 @@ Move the memory of a real program that knows nothing of it from one NUMA node to
 
 The program updates random blocks of a NumPy array and prints how long each step took. Its memory is moved three times:
 by the call of migratepages(8), eagerly in short batches, and lazily, as it writes. On a machine with one node this
-happens in a virtual machine with four (see `nexttouch lab`; its CPUs are emulated, so compare times, do not quote
-them); where that cannot be had, pages move to other frames of the one node."""
+happens in a virtual machine with four (see `nexttouch lab`; its CPUs are emulated in turn, so its times say little
+of a real machine's); where that cannot be had, pages move to other frames of the one node."""
 
 _LEAST = 128 << 20
 _SMALLEST = 1 << 20  # bytes
@@ -43,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "demo",
         help="move the memory of an ordinary program lazily, and show it",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("--size", metavar="SIZE", help="memory of the program (default 128MiB)")
     parser.add_argument("--svg", metavar="FILE", help="also draw it: the program's steps while its memory moved")
@@ -52,7 +53,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--json",
         action="store_true",
         help="print one JSON object: size, source, target, usual_step, longest_usual_step, and acts, each with name, "
-        "seconds, longest_step, steps (a number), before, during, after and left; with one node what `relocate` did",
+        "seconds, attaching, stopped, longest_step, steps (a number), before, during, after and left; with one node "
+        "pages, changed_frames (null without root), moved_by_touch, moved_by_sweep, seconds, longest_service and left",
     )
     parser.set_defaults(run=run)
 
@@ -196,11 +198,12 @@ def _show_frames(size: int, as_json: bool) -> int:
 
 def _frames_text(shown: dict[str, Any]) -> str:
     moved = shown["moved_by_touch"] + shown["moved_by_sweep"]
+    changed = shown["changed_frames"]
+    seen = "only root may see their frames" if changed is None else f"{format_count(changed)} have a new frame"
     return (
         f"{format_size(shown['pages'] * PAGE_SIZE)} of this process, moved to other frames of the only node in "
         f"{format_duration(shown['seconds'])}\n"
         f"{format_count(moved)} pages moved: {format_count(shown['moved_by_touch'])} when touched, "
-        f"{format_count(shown['moved_by_sweep'])} by the sweep; {format_count(shown['changed_frames'])} have a new "
-        "frame\n"
+        f"{format_count(shown['moved_by_sweep'])} by the sweep; {seen}\n"
         f"the longest touch waited {format_duration(shown['longest_service'])}; every byte was checked"
     )

@@ -11,6 +11,7 @@ import shutil
 import textwrap
 
 from ..linux.features import Condition, Mechanism, Probe, conditions, mechanisms, probe
+from .paragraphs import Paragraphs
 
 __all__ = ["add_parser", "run"]
 
@@ -37,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="say what works on this machine, and how to get the rest",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument(
         "--json",

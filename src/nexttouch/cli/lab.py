@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
 from ..quantities import format_size, parse_duration, parse_size
+from .paragraphs import Paragraphs
 
 if TYPE_CHECKING:
     from ..lab import Machine
@@ -43,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run a command on a virtual machine with several NUMA nodes",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
         usage="nexttouch lab [options] -- COMMAND [ARGUMENT ...]\n       nexttouch lab [options] --setup [--json]",
     )
     parser.add_argument("--nodes", type=int, default=4, metavar="N", help="NUMA nodes, 1 to 8 (default 4)")

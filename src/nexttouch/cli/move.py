@@ -12,6 +12,7 @@ from ..linux.syscall import PAGE_SIZE
 from ..live.reason import Reason, describe
 from ..quantities import format_count, format_duration, format_size, parse_duration, parse_rate
 from . import INTERRUPTED
+from .paragraphs import Paragraphs
 from .progress import Progress
 from .signals import Signals
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _DESCRIPTION = """\
-Bring the memory of process PID to NUMA node N (several, as 0,1: interleaved).
+Bring the memory of process PID to NUMA node NODE (several, as 0,1: interleaved).
 
 eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
 that is just being moved waits for its batch.
 
---lazy: the process is stopped for about a millisecond, then its writable pages are write-protected. A store
+--lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store
 moves its page, and a window of those around it, before it goes on; a sweep moves the rest meanwhile. If this command
 is interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
 a control group that is frozen), it would leave the process waiting at its next store, so Ctrl-Z does not stop it."""
@@ -50,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="move the memory of a process to another node, at once or when it is next touched",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("pid", type=int, metavar="PID", help="the process; your own, or any with CAP_SYS_PTRACE")
     parser.add_argument("--to", required=True, metavar="NODE[,NODE...]", help="target node, or nodes to interleave")

@@ -9,6 +9,7 @@ import json
 from ..linux.nodes import format_list
 from ..quantities import format_duration, format_rate, format_size
 from ..topology import Node, Topology, topology
+from .paragraphs import Paragraphs
 
 __all__ = ["add_parser", "run"]
 
@@ -31,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show the nodes of this machine",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument(
         "--json",

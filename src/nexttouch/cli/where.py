@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..linux import procfs
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import format_count, format_size
+from .paragraphs import Paragraphs
 
 if TYPE_CHECKING:
     from ..placement import MappingPlacement, Placement
@@ -41,16 +42,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show on which nodes the memory of a process is",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("pid", type=int, metavar="PID", help="the process; your own, or any with CAP_SYS_PTRACE")
     parser.add_argument("--mappings", action="store_true", help="one line a mapping that has pages, largest first")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object: pid, page_size, pages (= present + zero + swapped + holes), by_node, unknown, "
-        "huge, shared, unmovable, all in pages; with --mappings also mappings, each with start, end, kind, path and "
-        "the same counts",
+        help="print one JSON object: pid, page_size (bytes), pages (= present + zero + swapped + holes), by_node, "
+        "unknown (no node), holes (untouched), huge, shared, unmovable, all in pages; with --mappings also mappings, "
+        "each with start, end, kind, path and the same counts",
     )
     parser.set_defaults(run=run)
 

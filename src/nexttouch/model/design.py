@@ -121,9 +121,11 @@ def parse_rule(text: str) -> tuple[str, bool | str]:
     """Read a rule and what it is to be: "counts_entries=no", "anon_vma_safe=nothing".
 
     Raises:
-        InvalidArgument: there is no such rule, or it is of another kind.
+        InvalidArgument: there is no such rule, it is of another kind, or has no value.
     """
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidArgument("--rule", f"is {text!r}, but has to be a rule and its value, such as counts_entries=no")
     usual = getattr(Rules(), name, None) if name in Rules.__slots__ else None
     if usual is None:
         raise InvalidArgument("--rule", f"names {name!r}, but the rules are {', '.join(Rules.__slots__)}")
