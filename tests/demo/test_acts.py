@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nexttouch as nt
 from nexttouch import Reason, demo
 from nexttouch.demo import Act, Demonstration, acts
-from nexttouch.linux import mempolicy
+from nexttouch.linux import mempolicy, pagemap
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.topology import Node, Topology
 
@@ -40,6 +41,22 @@ def test_relocated_here() -> None:
     assert shown["changed_frames"] == shown["moved_by_touch"] + shown["moved_by_sweep"] >= pages - 1
     assert 0 <= shown["longest_service"] <= shown["seconds"]
     json.dumps(shown)
+
+
+def test_relocated_here_without_privileges(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> None:
+        raise nt.FeatureMissing("the frame number of a page", "this process lacks CAP_SYS_ADMIN", "run as root")
+
+    def lazy(*arguments: Any, **options: Any) -> nt.Migration:
+        if options.get("service") != "inline":
+            raise nt.FeatureMissing("userfaultfd", "this user may not catch faults of system calls", "run as root")
+        return nt.lazy(*arguments, **options)
+
+    monkeypatch.setattr(pagemap, "frames", without)
+    monkeypatch.setattr(acts, "lazy", lazy)
+    shown = demo.relocate_here(SIZE)
+    assert shown["changed_frames"] is None
+    assert shown["moved_by_touch"] + shown["moved_by_sweep"] >= SIZE // PAGE_SIZE - 1
 
 
 def machine(*nodes: tuple[int, bool, bool], distances: tuple[tuple[int, ...], ...]) -> Topology:

@@ -48,6 +48,13 @@ def test_collected_parts_are_found_in_the_cache(cache: Path, tree: Path) -> None
     assert [(path.name, path.read_bytes()) for path in parts.modules.iterdir()] == [("9p.ko", b"\0depends=\0")]
 
 
+def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nexttouch.lab.install.missing", lambda: None)
+    (tmp_path / "nexttouch").write_text("a file where the folder should be")
+    with pytest.raises(LabError, match=rf"kept in {cache}, which cannot be written .*; set XDG_CACHE_HOME"):
+        lab.setup()
+
+
 def test_a_merged_usr_is_no_obstacle(cache: Path, tree: Path) -> None:
     (tree / "usr").mkdir()
     (tree / "lib").rename(tree / "usr" / "lib")

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import placement
-from ..errors import NexttouchError
+from ..errors import FeatureMissing, NexttouchError
 from ..linux import mempolicy, pagemap
 from ..linux.mempolicy import Mode
 from ..linux.syscall import PAGE_SIZE
 from ..live.attach import attach
 from ..live.eager import move
 from ..live.lazy import lazy
+from ..live.migration import Migration
 from ..live.reason import Reason, keyed
 from ..topology import Topology, topology
 
@@ -257,17 +258,18 @@ _ACTIONS: dict[str, _Action] = {"migratepages": _migratepages, "eager": _eagerly
 def relocate_here(size: int) -> dict[str, Any]:
     """On a machine with one node: move an array of `size` bytes lazily into other frames of that node, and count them.
 
-    Returns pages, moved, changed_frames, moved_by_touch, moved_by_sweep, seconds, longest_service, left.
+    Returns pages, changed_frames (None where only root may see them), moved_by_touch, moved_by_sweep, seconds,
+    longest_service, left.
     """
     array = np.ones(size // 8)
     start = -(-array.ctypes.data // PAGE_SIZE) * PAGE_SIZE
     pages = (array.ctypes.data + array.nbytes) // PAGE_SIZE - start // PAGE_SIZE
-    before, began = pagemap.frames(0, start, pages), time.monotonic()
-    with lazy(array, topology().memory_nodes[0], always=True) as migration:
+    before, began = _frames(start, pages), time.monotonic()
+    with _lazily_here(array) as migration:
         migration.wait_armed()
         total = float(array.sum())
     seconds = time.monotonic() - began
-    changed = int(np.count_nonzero(pagemap.frames(0, start, pages) != before))
+    changed = None if before is None else int(np.count_nonzero(_frames(start, pages) != before))
     if total != len(array):
         raise NexttouchError(f"the array's sum is {total}, but was {len(array)}: this is a bug")
     stats = asdict(migration.stats)
@@ -277,3 +279,19 @@ def relocate_here(size: int) -> dict[str, Any]:
         "seconds": seconds,
         "left": keyed(migration.stats.left),
     }
+
+
+def _frames(start: int, pages: int) -> NDArray[np.uint64] | None:
+    try:
+        return pagemap.frames(0, start, pages)
+    except FeatureMissing:
+        return None
+
+
+# Faults of system calls take a privilege to be caught; what is shown here makes none on the array.
+def _lazily_here(array: NDArray[np.float64]) -> Migration:
+    node = topology().memory_nodes[0]
+    try:
+        return lazy(array, node, always=True)
+    except FeatureMissing:
+        return lazy(array, node, always=True, service="inline")

@@ -58,8 +58,7 @@ def setup(progress: Progress = lambda line: None) -> Parts:
     reason = missing()
     if reason:
         raise LabError(reason)
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with (cache_directory() / "lock").open("w") as lock:
+    with _lock().open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if shutil.which(QEMU) is None:
             _install_qemu(progress)
@@ -68,6 +67,17 @@ def setup(progress: Progress = lambda line: None) -> Parts:
     parts = from_cache()
     assert parts is not None
     return parts
+
+
+def _lock() -> Path:
+    folder = cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        place = f"the guest's parts are to be kept in {folder}, which cannot be written ({error.strerror})"
+        raise LabError(f"{place}; set XDG_CACHE_HOME to a directory of yours") from None
+    return folder / "lock"
 
 
 def _may_install() -> bool:
