@@ -93,6 +93,12 @@ def test_a_name_that_is_not_there() -> None:
         _ = nt.migrate
 
 
+def test_completion_offers_names_that_were_not_used_yet() -> None:
+    code = "import nexttouch as nt; print(*set(nt.__all__).difference(dir(nt)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
+
+
 def test_star_imports_all_of_it() -> None:
     code = "from nexttouch import *; print(*sorted(name for name in dir() if not name.startswith('_')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -42,9 +42,9 @@ def empty(
         node: where pages come from; several: interleaved, page by page; None: from the node of the thread that
             touches them first, as in any other array.
 
-    >>> array = empty((1024, 512), node=1)
+    >>> array = nt.empty((1024, 512), node=1)
     >>> array[:] = 7
-    >>> where(array).by_node
+    >>> nt.where(array).by_node
     {1: 1024}
 
     Raises:
@@ -71,9 +71,9 @@ def zeros(
 
     A page that is read before it is written is on no node yet: the kernel has one page of zeros for all of these.
 
-    >>> array = zeros(4096, "int64", node=(0, 1))
+    >>> array = nt.zeros(4096, "int64", node=(0, 1))
     >>> array += 1
-    >>> where(array).by_node
+    >>> nt.where(array).by_node
     {0: 4, 1: 4}
 
     Raises:

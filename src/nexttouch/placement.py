@@ -133,8 +133,10 @@ def where(x: object) -> Placement:
     first byte to its last. The buffer is neither read nor written, so pages stay as they are. About three
     seconds for ten million pages of 4 KiB; a hole costs nothing.
 
-    >>> where(array).by_node
-    {0: 1024}
+    >>> array = nt.zeros((1024, 512), node=(0, 3))
+    >>> array[:512] = 1
+    >>> nt.where(array).by_node, nt.where(array).total.holes
+    ({0: 256, 3: 256}, 512)
 
     Raises:
         InvalidArgument: `x` is none of these, or has no bytes.

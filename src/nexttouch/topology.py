@@ -115,7 +115,7 @@ class Topology:
 def topology(root: Path = nodes.SYSFS) -> Topology:
     """Read the nodes of this machine, or of the machine whose sysfs tree was copied to `root`, as they are now.
 
-    >>> topology().ids
+    >>> nt.topology().ids
     (0, 1, 2, 3)
 
     Raises:

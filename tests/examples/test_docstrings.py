@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import nexttouch as nt
 from nexttouch.linux.syscall import PAGE_SIZE
 
 SOURCES = Path(nt.__file__).parent
-SEVERAL_NODES = ("", "allocate", "live.attach", "live.eager", "live.lazy", "topology")
+SEVERAL_NODES = ("", "allocate", "live.attach", "live.eager", "live.lazy", "placement", "topology")
 """Modules whose examples name nodes that only a machine like the lab has."""
 
 
@@ -44,13 +45,16 @@ def surroundings() -> Iterator[dict[str, Any]]:
     def run_workers(work: np.ndarray[Any, Any]) -> None:
         work += 1
 
-    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=-1, stdout=-1) as program:
+    allowed = os.sched_getaffinity(0)
+    text = "memory = bytearray(8 << 20); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"\n"
         yield {
             "array": array,
             "run_workers": run_workers,
-            "where": nt.where,
+            "nt": nt,
+            "os": os,
             "pid": program.pid,
             "start": start,
             "end": start + array.nbytes,
@@ -58,6 +62,7 @@ def surroundings() -> Iterator[dict[str, Any]]:
             "source": source.ctypes.data,
             "length": PAGE_SIZE,
         }
+        os.sched_setaffinity(0, allowed)
         program.communicate(b"\n")
 
 
@@ -86,3 +91,9 @@ def test_examples_with_several_nodes(name: str) -> None:
 
 def test_those_for_several_nodes_are_there() -> None:
     assert set(SEVERAL_NODES) < set(modules())
+
+
+def test_every_function_has_an_example() -> None:
+    functions = [name for name in nt.__all__ if callable(getattr(nt, name)) and name.islower()]
+    assert len(functions) == 8
+    assert all(">>>" in (getattr(nt, name).__doc__ or "") for name in functions)

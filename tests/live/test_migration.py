@@ -272,10 +272,13 @@ def test_waiting_with_and_without_time() -> None:
         assert not migration.wait(0.02)
         assert time.monotonic() - began >= 0.02
         assert not migration.done
-        threading.Thread(target=memory.fill).start()
+        filling = threading.Thread(target=memory.fill)
+        filling.start()
         assert migration.wait()
         assert migration.wait(0)
         assert migration.done
+        filling.join(HANG)  # its last pages are still to be written when they have moved
+        assert not filling.is_alive()
 
 
 @way

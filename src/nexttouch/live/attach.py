@@ -30,15 +30,17 @@ def attach(
 ) -> Migration:
     """Move the memory of process `pid` to node `to` as the program writes to it, and the rest by a sweep.
 
-    The program is stopped once, for about a millisecond, whatever its size. After that its pages are write-protected:
+    The program is stopped once, for some milliseconds, whatever its size. After that its pages are write-protected:
     a store waits until its page has moved, loads go on undisturbed. What cannot be protected (files, read-only memory)
     is moved eagerly at the end. If this process dies, the kernel takes back every protection: the program runs on and
     loses nothing. Arguments as `lazy`; `rate=0` and no deadline leaves unwritten pages where they are until `cancel`.
     With `always`, pages that are on a target node already are trapped as well, and found to be there when their turn
     comes: to see what attaching costs a program without moving anything.
 
-    >>> with attach(pid, to=1) as migration:
+    >>> with nt.attach(pid, to=1) as migration:
     ...     migration.wait()
+    True
+    >>> nt.where(pid).by_node[1] >= migration.stats.moved > 0
     True
 
     Raises:

@@ -102,11 +102,13 @@ def move(
         rate: bytes a second at most, None for no limit.
         shared: also move pages that other processes map (needs CAP_SYS_NICE).
         dry_run: only say what would be moved.
-        progress: see `Progress`.
+        progress: called with (pages done, pages in all) after each batch.
 
-    >>> result = move(array, to=1)
-    >>> result.moved, result.left
-    (1024, Counter())
+    >>> array = nt.zeros((1024, 512), node=0)
+    >>> array[:512] = 1
+    >>> result = nt.move(array, to=(1, 2))
+    >>> result.pages, result.moved, result.left, result.by_node
+    (512, 512, Counter(), {1: 256, 2: 256})
 
     Raises:
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense.

@@ -45,8 +45,8 @@ def lazy(
 ) -> Migration:
     """Move the pages of `x` to node `to` when they are next touched, and the untouched ones by a sweep.
 
-    Returns at once; the program goes on. Whole pages move; the first and the last page, if `x` covers only a part of
-    them, stay (Reason.PARTIAL).
+    Returns when it is known where the pages are, about half a microsecond a page; the rest happens while the program
+    goes on. Whole pages move; the first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
 
     Args:
         x: a writable array, or anything with a writable buffer.
@@ -59,16 +59,20 @@ def lazy(
             (read(2) into the array) fails with EFAULT on a page that is still armed, and a thread that blocks SIGBUS
             dies of its first touch of one. Only private anonymous memory is served inline: for the rest
             (shared memory, write_protect) there is the thread, with the privilege that it needs.
-        mechanism: "relocate" or "write_protect" instead of the best that each mapping allows.
+        mechanism: "relocate" (any touch moves a page) or "write_protect" (only a store does) instead of the best that
+            each mapping allows.
         always: move pages that are on a target node already, too, into other frames of it.
 
-    >>> with lazy(array, to=1) as migration:
-    ...     array += 1
-    >>> migration.stats.moved
-    1024
+    >>> array = nt.zeros((1024, 512), node=0)
+    >>> array[:] = 1
+    >>> with nt.lazy(array, to=1) as migration:
+    ...     float(array.sum())
+    524288.0
+    >>> migration.stats.moved, nt.where(array).by_node
+    (1024, {1: 1024})
 
     Raises:
-        InvalidArgument: naming the argument.
+        InvalidArgument: naming the argument; `x`, too, if another migration is moving a part of it.
         NoSuchNode, NodeUnavailable: about `to`.
         FeatureMissing: the kernel or the permission lacks something; the message says what would give it.
         KernelError: registering the memory failed, for example as another userfaultfd watches it.
@@ -92,8 +96,16 @@ def next_touch(
     the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be caught
     (Reason.UNTRAPPED). Arguments as `lazy`.
 
-    >>> with next_touch(array):
-    ...     run_workers(array)
+    >>> array = nt.zeros((1024, 512), node=2)
+    >>> array[:] = 1
+    >>> os.sched_setaffinity(0, nt.topology().node(1).cpus)
+    >>> with nt.next_touch(array) as migration:
+    ...     migration.wait_armed()
+    ...     float(array[:512].sum())
+    True
+    262144.0
+    >>> nt.where(array).by_node
+    {1: 512, 2: 512}
 
     Raises:
         As `lazy`.

@@ -12,7 +12,7 @@ class Reason(IntEnum):
     """Why a page was not moved. The numbers up to STRANDED are those of `enum nt_reason` in the C core.
 
     >>> Reason.SHARED.name, Reason.SHARED.sentence
-    ('SHARED', 'mapped by several processes; only move(..., shared=True) moves such pages')
+    ('SHARED', 'mapped by several processes; moves only eagerly, with shared=True (--shared)')
     """
 
     ABSENT = 32
@@ -40,7 +40,7 @@ class Reason(IntEnum):
 _SENTENCES = {
     Reason.ABSENT: "no page was there any more",
     Reason.AT_HOME: "on the right node already",
-    Reason.SHARED: "mapped by several processes; only move(..., shared=True) moves such pages",
+    Reason.SHARED: "mapped by several processes; moves only eagerly, with shared=True (--shared)",
     Reason.BUSY: "pinned for a device or in use by the kernel; try again later",
     Reason.TARGET_FULL: "the target node had no free memory",
     Reason.FORKED: "the process forked before the page was touched; migrate again",
