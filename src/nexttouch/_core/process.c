@@ -310,6 +310,19 @@ static int take_slot(struct nt_pager *pager)
 	return -1;
 }
 
+/* Of a pager that is done one may hear before it has left the list. */
+static bool somebody_leaves(void)
+{
+	bool found = false;
+	atomic_fetch_add(&handlers_inside, 1); /* none that is in the list goes away meanwhile */
+	for (size_t slot = 0; slot < MOST_PAGERS && !found; slot++) {
+		struct nt_pager *pager = atomic_load(&pagers[slot]);
+		found = !pager || nt_pager_phase(pager) == NT_DONE;
+	}
+	atomic_fetch_sub(&handlers_inside, 1);
+	return found;
+}
+
 int process_join(struct nt_pager *pager, struct nt_error *error)
 {
 	int result = 0;
@@ -321,7 +334,11 @@ int process_join(struct nt_pager *pager, struct nt_error *error)
 	}
 	if (!result && pager->options.service == NT_INLINE)
 		result = handle_sigbus(error);
-	if (!result && take_slot(pager)) {
+	while (!result && take_slot(pager)) {
+		if (somebody_leaves()) {
+			sched_yield();
+			continue;
+		}
 		*error = (struct nt_error){.call = "nexttouch", .number = EMFILE, .detail = "256 migrations are running already"};
 		result = -1;
 	}
