@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from handmade import END, Thread, Threads, in_order, random_models, same
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nexttouch.check import explorer
@@ -290,7 +290,6 @@ def test_a_cycle_is_reported_after_what_is_broken_elsewhere() -> None:
 
 
 @given(random_models(breaks=False))
-@settings(deadline=None)
 def test_a_path_round_a_cycle_ends_where_it_has_been(model: Threads) -> None:
     result = explore(model, only=only("I-PROGRESS"))
     if result.violation:
@@ -485,7 +484,6 @@ def test_a_shortest_path_is_shortest_without_the_reduction_only() -> None:
 
 
 @given(random_models(private=True, loops=False))
-@settings(deadline=None)
 def test_private_steps_change_neither_the_ends_nor_what_is_broken(model: Threads) -> None:
     full = explore(model, only=nothing)
     ends = set(model.ends)
@@ -503,7 +501,6 @@ def test_private_steps_change_neither_the_ends_nor_what_is_broken(model: Threads
 
 
 @given(random_models(private=True))
-@settings(deadline=None)
 def test_private_steps_do_not_change_the_verdict_where_there_are_cycles(model: Threads) -> None:
     assert explore(model, reduce=True).passed == explore(model).passed
 
@@ -521,7 +518,6 @@ def test_steps_that_only_say_that_they_are_private_would_be_noticed() -> None:
 
 
 @given(random_models(private=True))
-@settings(deadline=None)
 def test_two_runs_are_the_same_to_the_last_state(model: Threads) -> None:
     first = explore(model)
     asked = list(model.asked)
@@ -532,7 +528,6 @@ def test_two_runs_are_the_same_to_the_last_state(model: Threads) -> None:
 
 
 @given(random_models(private=True), st.booleans())
-@settings(deadline=None)
 def test_a_path_leads_to_what_it_was_found_for(model: Threads, reduce: bool) -> None:
     result = explore(model, reduce=reduce)
     if result.violation is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import reference
 from handmade import random_models
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nexttouch.check import explorer
@@ -75,19 +75,16 @@ def agree_on_the_verdict(model: Model) -> Violation | None:
 
 
 @given(random_models())
-@settings(deadline=None)
 def test_random_models(model: Model) -> None:
     agree_on_all(model)
 
 
 @given(random_models(loops=False))
-@settings(deadline=None)
 def test_random_models_without_cycles(model: Model) -> None:
     agree_on_all(model)
 
 
 @given(random_models(), INVARIANTS)
-@settings(deadline=None)
 def test_random_models_searched_for_one_invariant(model: Model, invariant: str) -> None:
     agree_on_one(model, invariant)
 

@@ -21,7 +21,7 @@ from nexttouch.model.designs import DESIGNS
 from nexttouch.model.scenarios import SCENARIOS
 
 FOLDER = Path(__file__).parent / "check"
-TIMEOUT = 120
+TIMEOUT = 600  # seconds: some of it is a long computation, on a machine that may have others to do
 
 COMMANDS = {
     "help": ["--help"],

@@ -20,7 +20,7 @@ from nexttouch.errors import LabError
 from nexttouch.live.reason import Reason
 from nexttouch.topology import Topology, topology
 
-TIMEOUT = 120
+TIMEOUT = 600  # seconds: in an emulated machine all of it takes long
 ACTS = ["migratepages", "eager", "lazy"]
 
 one_node = pytest.mark.skipif(len(topology().memory_nodes) != 1, reason="for a machine with one node")

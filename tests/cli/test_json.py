@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nexttouch.cli import COMMANDS
+from nexttouch.linux import procfs
 from nexttouch.live.reason import Reason
 from nexttouch.topology import topology
 
@@ -29,6 +30,8 @@ PLACEMENT = {"pages", "present", "zero", "swapped", "holes", "by_node", "unknown
 @pytest.fixture
 def target() -> Iterator[int]:
     with subprocess.Popen(["sleep", "1000"]) as process:
+        while procfs.status(process.pid).state != "S":  # until it sleeps it is being loaded
+            os.sched_yield()
         yield process.pid
         process.kill()
 

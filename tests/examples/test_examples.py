@@ -14,7 +14,7 @@ import nexttouch as nt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HUGE = 512
-TIMEOUT = 120
+TIMEOUT = 600  # seconds: in an emulated machine all of it takes long
 
 one_node = pytest.mark.skipif(len(nt.topology().ids) != 1, reason="what it prints on a machine with one node")
 

@@ -16,9 +16,9 @@ import pytest
 from nexttouch import lab
 from nexttouch.errors import InvalidArgument, LabError
 
-LIMIT = 120.0
+LIMIT = 300.0
 NOTHING = Path(os.devnull)
-LAB = "import sys; from nexttouch import lab; sys.exit(lab.run(sys.argv[1:], timeout=120))"
+LAB = "import sys; from nexttouch import lab; sys.exit(lab.run(sys.argv[1:], timeout=300))"
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_no_machine_outlives_the_lab(boots: None, number: signal.Signals) -> Non
         (machine,) = machines_of(process.pid)
         handle = os.pidfd_open(machine)
         process.send_signal(number)
-        ended, _, _ = select.select([handle], [], [], 10.0)
+        ended, _, _ = select.select([handle], [], [], LIMIT)
         if not ended:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         os.close(handle)

@@ -144,5 +144,5 @@ def test_a_set_up_waits_for_another_and_then_has_nothing_to_do(
         assert other.stdout is not None
         assert other.stdout.readline() == "begun\n"
         collect(tree, RELEASE, cache / "guest")
-    out, _ = other.communicate(timeout=30)
+    out, _ = other.communicate(timeout=60)
     assert (out, other.returncode) == (f"{RELEASE}\n", 0)

@@ -21,6 +21,9 @@ from nexttouch.linux.ptrace import ARCHITECTURES, StoppedThread, restriction
 from nexttouch.linux.syscall import MACHINE, NUMBERS
 from nexttouch.live.descriptor import _system_call_instruction
 
+HANG = 60.0
+"""Seconds after which something that has not happened never will."""
+
 X86, ARM = ARCHITECTURES["x86_64"], ARCHITECTURES["aarch64"]
 WORD = 1 << 64
 
@@ -153,8 +156,8 @@ real = pytest.mark.skipif(MACHINE not in ARCHITECTURES, reason="not a processor 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 5
-        while procfs.status(process.pid).state != "S" or procfs.status(process.pid).name != "cat":
+        deadline = time.monotonic() + HANG
+        while (now := procfs.status(process.pid)).state != "S" or now.name != "cat":
             assert time.monotonic() < deadline
         yield process
         process.kill()
@@ -168,7 +171,7 @@ def thread(child: subprocess.Popen[bytes]) -> StoppedThread:
 @real
 def test_calls_run_in_the_thread_and_it_goes_on(child: subprocess.Popen[bytes], thread: StoppedThread) -> None:
     thread.seize()
-    thread.stop(1)
+    thread.stop(HANG)
     assert thread.call(GETPID) == child.pid
     assert thread.call(GETTID) == child.pid
     assert thread.call(NUMBERS[MACHINE]["close"], 1000) == -errno.EBADF
@@ -184,7 +187,7 @@ def test_a_clone_is_a_process_of_its_own_and_leaves_nothing(
     child: subprocess.Popen[bytes], thread: StoppedThread
 ) -> None:
     thread.seize()
-    thread.stop(1)
+    thread.stop(HANG)
     os.kill(child.pid, signal.SIGSTOP)  # cannot be blocked, and is in the way of a clone
     clone, number = thread.clone(CLONE, 0)
     assert number == clone.thread != child.pid
@@ -196,14 +199,14 @@ def test_a_clone_is_a_process_of_its_own_and_leaves_nothing(
     assert thread.call(WAIT4, number, 0, WALL, 0) == number
     thread.release()
     os.kill(child.pid, signal.SIGCONT)
-    assert child.communicate(b"still reading", timeout=5)[0] == b"still reading"
+    assert child.communicate(b"still reading", timeout=HANG)[0] == b"still reading"
     assert child.returncode == 0
 
 
 @real
 def test_signals_wait_for_the_release(child: subprocess.Popen[bytes], thread: StoppedThread) -> None:
     thread.seize()
-    thread.stop(1)
+    thread.stop(HANG)
     os.kill(child.pid, signal.SIGTERM)
     os.kill(child.pid, signal.SIGSTOP)
     for _ in range(3):
@@ -211,19 +214,19 @@ def test_signals_wait_for_the_release(child: subprocess.Popen[bytes], thread: St
     os.kill(child.pid, signal.SIGCONT)
     assert thread.call(GETPID) == child.pid
     thread.release()
-    assert child.wait(5) == -signal.SIGTERM
+    assert child.wait(HANG) == -signal.SIGTERM
 
 
 @real
 def test_a_stop_signal_in_between_has_its_effect(child: subprocess.Popen[bytes], thread: StoppedThread) -> None:
     thread.seize()
-    thread.stop(1)
+    thread.stop(HANG)
     os.kill(child.pid, signal.SIGSTOP)
     assert thread.call(GETPID) == child.pid
     thread.release()
     assert os.WSTOPSIG(os.waitpid(child.pid, os.WUNTRACED)[1]) == signal.SIGSTOP
     os.kill(child.pid, signal.SIGCONT)
-    child.communicate(timeout=5)
+    child.communicate(timeout=HANG)
     assert child.returncode == 0
 
 
@@ -248,7 +251,7 @@ def test_a_stop_that_does_not_come(tmp_path: Path) -> None:
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     with subprocess.Popen([sys.executable, "-c", code, fifo], stdout=subprocess.PIPE) as parent, opened_at_last(fifo):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         while not children.read_text() or procfs.status(parent.pid).state != "D":  # not for the disk, but for its child
             assert time.monotonic() < deadline
@@ -264,7 +267,7 @@ def test_a_stop_that_does_not_come(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert procfs.status(parent.pid).tracer == 0
         fifo.write_bytes(b"it runs on")
-        assert parent.communicate(timeout=5)[0] == b"it runs on"
+        assert parent.communicate(timeout=HANG)[0] == b"it runs on"
         assert parent.returncode == 0
 
 

@@ -35,6 +35,9 @@ from nexttouch.linux.userfaultfd import (
     parse_event,
 )
 
+HANG = 60.0
+"""Seconds after which something that has not happened never will."""
+
 AVAILABLE = available_features()
 needs_move = pytest.mark.skipif(not AVAILABLE & Feature.MOVE, reason="this kernel has no UFFDIO_MOVE")
 
@@ -43,6 +46,7 @@ needs_move = pytest.mark.skipif(not AVAILABLE & Feature.MOVE, reason="this kerne
 def memory_of(pages: int, *, shared: bool = False) -> Iterator[tuple[mmap.mmap, int]]:
     flags = (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE) | mmap.MAP_ANONYMOUS
     with mmap.mmap(-1, pages * PAGE_SIZE, flags=flags) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
         yield memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
@@ -66,8 +70,8 @@ def write_protected(address: int) -> bool:
     return bool(entry(address) >> 57 & 1)
 
 
-def events_of(uffd: Userfaultfd, seconds: float = 5) -> list[Event]:
-    deadline = time.monotonic() + seconds
+def events_of(uffd: Userfaultfd) -> list[Event]:
+    deadline = time.monotonic() + HANG
     while not (events := uffd.read_events()):
         assert time.monotonic() < deadline, "no event came"
         time.sleep(0.0005)
@@ -252,7 +256,7 @@ def test_a_fault_names_its_thread_waits_and_is_woken(uffd: Userfaultfd) -> None:
             uffd.copy(address, source_address, PAGE_SIZE, wake=False)
             assert toucher.is_alive()
             uffd.wake(address, PAGE_SIZE)
-            toucher.join(5)
+            toucher.join(HANG)
             assert os.read(reader, 4) == b"page"
         finally:
             os.close(reader)
@@ -309,7 +313,7 @@ def test_a_protected_page_reports_the_store(uffd: Userfaultfd) -> None:
             uffd.write_protect(address, PAGE_SIZE, protect=False, wake=False)
             assert toucher.is_alive()
             uffd.wake(address, PAGE_SIZE)
-            toucher.join(5)
+            toucher.join(HANG)
             assert memory[:1] == b"a"
             del toucher
         finally:
@@ -358,7 +362,7 @@ def test_rwp_reports_any_touch(uffd: Userfaultfd) -> None:
             toucher.start()
             assert events_of(uffd) == [Fault(FaultFlag.RWP, address, 0)]
             uffd.rw_protect(address, PAGE_SIZE, protect=False)
-            toucher.join(5)
+            toucher.join(HANG)
             assert os.read(reader, 4) == b"page"
         finally:
             os.close(reader)

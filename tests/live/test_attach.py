@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import in_child
+from programs.memory import in_child, more_hugetlb
 from targets.programs import HANG, Program, compiled, descriptors, leftovers, steady, unruly, until
 
 import nexttouch as nt
@@ -38,13 +38,8 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def hugetlb() -> Iterator[int]:
     """Reserve huge pages of hugetlb; 0 where there are none to be had."""
-    reserve = Path("/proc/sys/vm/nr_hugepages")
-    before = int(reserve.read_text())
-    with suppress(OSError):
-        reserve.write_text(str(before + 2))
-    yield 2 if int(reserve.read_text()) >= before + 2 else 0
-    with suppress(OSError):
-        reserve.write_text(str(before))
+    with more_hugetlb(2) as reserved:
+        yield 2 if reserved == 2 else 0
 
 
 def ended(migration: Migration) -> Stats:
@@ -207,21 +202,22 @@ results = {}
 threads = [threading.Thread(target=work, args=(number, results)) for number in range(3)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
+sys.stdin.read()
 print(sorted(results.items()))
 """
 
 
 def test_a_python_program_computes_the_same() -> None:
-    expected = subprocess.run([sys.executable, "-c", PYTHON], capture_output=True, check=True, timeout=HANG).stdout
-    program = subprocess.Popen([sys.executable, "-c", PYTHON], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", PYTHON]
+    expected = subprocess.run(command, input=b"", capture_output=True, check=True, timeout=HANG).stdout
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert program.stdout
     said, moved = program.stdout.readline(), 0
-    while program.poll() is None and moved < 20_000:
-        with suppress(nt.NoSuchProcess, nt.TargetRefused), nt.attach(program.pid, TO, always=True) as migration:
+    while moved < 20_000:  # it does not end before its input does
+        with nt.attach(program.pid, TO, always=True) as migration:
             moved += ended(migration).moved
     rest, _ = program.communicate(timeout=HANG)
     assert program.returncode == 0
-    assert moved
     assert said + rest == expected
 
 
@@ -240,7 +236,11 @@ def test_a_program_that_remaps_discards_protects_and_forks(binaries: dict[str, P
             stats = ended(migration)
             assert stats.moved, stats
             clean(program, before)
-        assert program.children
+        with nt.attach(program.pid, TO, always=True, rate=0) as migration:
+            forked = program.children
+            until(lambda: program.children > forked, "a fork")
+        ended(migration)
+        clean(program, before)
         program.finish()
 
 
@@ -297,6 +297,28 @@ def test_a_program_that_ends(binaries: dict[str, Path], end: str, how: dict[str,
             over(migration)
 
 
+ENDED = (" does not exist", " ended ", " cannot be attached to: it has ended already")
+"""What is said of a program that has ended, behind its number."""
+
+
+@pytest.mark.parametrize("step", ["acquire", "make_plan"])
+def test_a_program_killed_between_the_steps_of_attaching(
+    binaries: dict[str, Path], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unruly(binaries["unruly"], 5) as program:
+        take = getattr(attach, step)
+
+        def late(*arguments: Any, **keywords: Any) -> Any:
+            program.process.kill()
+            os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+            return take(*arguments, **keywords)
+
+        monkeypatch.setattr(attach, step, late)
+        with pytest.raises((nt.NoSuchProcess, nt.TargetRefused)) as told:
+            over(nt.attach(program.pid, TO, always=True, rate=SLOW))
+        assert str(told.value).partition(str(program.pid))[2].startswith(ENDED)
+
+
 def test_a_program_killed_while_it_is_attached_to(binaries: dict[str, Path]) -> None:
     chances = random.Random(13)
     outcomes: set[str] = set()
@@ -310,9 +332,7 @@ def test_a_program_killed_while_it_is_attached_to(binaries: dict[str, Path]) -> 
             except (nt.NoSuchProcess, nt.TargetRefused) as error:
                 outcomes.add(str(error).partition(str(program.pid))[2])
             killer.join()
-    assert outcomes - {"attached"}
-    told = (" does not exist", " ended ", " cannot be attached to: it has ended already")
-    assert all(outcome.startswith(told) for outcome in outcomes - {"attached"}), outcomes
+    assert all(outcome.startswith(ENDED) for outcome in outcomes - {"attached"}), outcomes
 
 
 def test_a_program_that_is_stopped_and_continued(binaries: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import resource
 import shutil
@@ -34,6 +35,9 @@ from nexttouch.linux.syscall import MACHINE, NUMBERS
 from nexttouch.linux.userfaultfd import Event, Fault, FaultFlag, Feature, Mode, Userfaultfd
 from nexttouch.live import descriptor, injection
 from nexttouch.live.descriptor import acquire, check
+
+HANG = 60.0
+"""Seconds after which something that has not happened never will."""
 
 PROGRAM = r"""
 #define _GNU_SOURCE
@@ -90,10 +94,24 @@ static uint64_t compute(long rounds)
     return state;
 }
 
+static _Atomic int told;
+
+/* The same again and again until the program is told to end; 0 if it was not the same each time. */
 static void *compute_thread(void *argument)
 {
-    *(uint64_t *)argument = compute(80 * 1000 * 1000);
+    const long rounds = 1000 * 1000;
+    uint64_t first = compute(rounds), same = 1;
+    while (!told)
+        same &= compute(rounds) == first;
+    *(uint64_t *)argument = same ? first : 0;
     return NULL;
+}
+
+static void *ear(void *argument)
+{
+    char byte;
+    told = read(0, &byte, 1) >= 0;
+    return argument;
 }
 
 static void *late_reader(void *argument)
@@ -211,15 +229,21 @@ int main(int count, char **words)
             return (int)read(0, buffer, 1);
         result = waitpid(child, NULL, 0) == child;
     } else if (strcmp(mode, "compute") == 0) {
-        result = (long)compute(250 * 1000 * 1000);
+        uint64_t found;
+        pthread_t thread;
+        pthread_create(&thread, NULL, ear, NULL);
+        compute_thread(&found);
+        pthread_join(thread, NULL);
+        result = (long)found;
     } else if (strcmp(mode, "threads") == 0) {
         uint64_t results[3];
         pthread_t threads[3];
         for (int i = 0; i < 3; i++)
             pthread_create(&threads[i], NULL, compute_thread, &results[i]);
+        ear(NULL);
         for (int i = 0; i < 3; i++)
             pthread_join(threads[i], NULL);
-        result = results[0] == results[1] && results[1] == results[2] ? (long)results[0] : -1;
+        result = results[0] == results[1] && results[1] == results[2] ? (long)results[0] : 0;
     } else if (strcmp(mode, "leaderless") == 0) {
         pthread_t thread;
         pthread_create(&thread, NULL, late_reader, NULL);
@@ -320,7 +344,7 @@ class Target:
 
     def finish(self, data: bytes = b"") -> tuple[int, int, float, int, str]:
         """Give it its input; return result, errno, seconds, signals handled, and the bytes it has read."""
-        output, _ = self.process.communicate(data, timeout=30)
+        output, _ = self.process.communicate(data, timeout=HANG)
         assert self.process.returncode == 0
         result, error, seconds, handled, *rest = output.decode().split()
         return int(result), int(error), float(seconds), int(handled), "".join(rest)
@@ -347,8 +371,8 @@ Start = Callable[..., Target]
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < deadline, "it never became true"
         time.sleep(0.001)
@@ -391,24 +415,19 @@ def acquire_and_close(pid: int, features: int = 0) -> float:
     return acquired.stopped
 
 
-def acquire_for(pid: int, seconds: float) -> int:
-    deadline, count = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
-        acquire_and_close(pid)
-        count += 1
-    return count
-
-
 # ---- What a target is doing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["nanosleep", "poll", "ppoll", "select", "futex"])
 def test_a_timed_wait_lasts_as_long_as_it_was_asked_to(start: Start, mode: str) -> None:
-    target = start(mode, "1.0")
-    assert acquire_for(target.pid, 0.6) >= 2
+    target = start(mode, "2.5")
+    began, waited = time.monotonic(), 0.0  # of the wait at least
+    while waited < 1.2:
+        waited = time.monotonic() - began
+        acquire_and_close(target.pid)
     result, error, seconds, handled, _ = target.finish()
     assert (result, error) == ((-1, 110) if mode == "futex" else (0, 0))  # ETIMEDOUT
-    assert 0.99 <= seconds < 1.4  # 1.6 and more if the wait began anew
+    assert 2.49 <= seconds < 2.5 + waited  # that and more if the wait began anew
     assert handled == 0
 
 
@@ -423,11 +442,9 @@ def test_an_endless_wait_ends_with_its_event_once(start: Start, mode: str) -> No
 
 
 def test_epoll_with_a_limit_ends_with_eintr_as_after_any_stop(start: Start) -> None:
-    target = start("epoll", "5")
+    target = start("epoll", str(2 * HANG))
     acquire(target.pid).close()
-    result, error, seconds, _, _ = target.finish()
-    assert (result, error) == (-1, 4)
-    assert seconds < 4
+    assert target.finish()[:2] == (-1, 4)
 
 
 @pytest.mark.parametrize("mode", ["pause", "sigsuspend"])
@@ -449,24 +466,21 @@ def test_sigwaitinfo_ends_with_the_signal_only(start: Start) -> None:
 
 
 def test_a_computation_is_not_disturbed(start: Start) -> None:
-    undisturbed = start("compute", wait="")
-    expected = undisturbed.finish()[0]
-    target = start("compute", wait="R")
-    count = 0
-    while target.process.poll() is None and count < 5:
+    expected = start("compute").finish(b"x")[0]
+    target = start("compute")
+    until(lambda: procfs.status(target.pid).state == "R")
+    for _ in range(5):
         acquire_and_close(target.pid)
-        count += 1
-    assert count == 5
-    assert target.finish()[0] == expected
+    assert target.finish(b"x")[0] == expected != 0
 
 
 def test_the_other_threads_run_on(start: Start) -> None:
-    expected = start("threads", wait="").finish()[0]
+    expected = start("threads", wait="").finish(b"x")[0]
     target = start("threads", wait="")
     until(lambda: len(procfs.threads(target.pid)) == 4)
     for _ in range(5):
         acquire_and_close(target.pid)
-    assert target.finish()[0] == expected != -1
+    assert target.finish(b"x")[0] == expected != 0
 
 
 def test_another_thread_stands_in_for_a_main_thread_that_has_ended(start: Start) -> None:
@@ -476,7 +490,7 @@ def test_another_thread_stands_in_for_a_main_thread_that_has_ended(start: Start)
     assert thread != target.pid
     for _ in range(3):
         acquire(target.pid).close()
-    output, _ = target.process.communicate(b"y", timeout=10)
+    output, _ = target.process.communicate(b"y", timeout=HANG)
     assert output == b"y 0 0 0\n"
 
 
@@ -495,7 +509,7 @@ def test_a_python_program_with_threads_is_not_disturbed() -> None:
     target = Target([sys.executable, "-c", code])
     for _ in range(3):
         acquire_and_close(target.pid)
-    output, _ = target.process.communicate(b"x", timeout=30)
+    output, _ = target.process.communicate(b"x", timeout=HANG)
     assert output.split() == [b"3", str(sum(i * i for i in range(100_000))).encode()]
 
 
@@ -509,16 +523,21 @@ def test_a_restartable_sequence_is_aborted(start: Start) -> None:
             memory.seek(aborts)
             return int.from_bytes(memory.read(8), "little")
 
-        def wait_for_more(than: int) -> None:
-            until(lambda: count() > than, 0.5)
-
         for _ in range(5):
             before = count()
             acquire_and_close(target.pid)
-            wait_for_more(before)
+            ran = processor_time(target.pid)
+            while count() <= before:  # it is aborted before it runs on, not when another program has its turn
+                assert processor_time(target.pid) < ran + 0.5
         memory.seek(flag)
         memory.write((1).to_bytes(8, "little"))
     assert target.finish()[:2] == (0, 0)
+
+
+def processor_time(pid: int) -> float:
+    """Seconds for which a program has run."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # ---- Forks ------------------------------------------------------------------------------------------------------
@@ -680,12 +699,17 @@ def test_features_that_are_only_wanted_are_done_without(start: Start) -> None:
     assert target.finish(b"xy")[:2] == (1, 0)
 
 
-@pytest.mark.parametrize("mebibytes", ["64", "1024"])
-def test_the_time_the_target_stands_still_is_short_whatever_its_size(start: Start, mebibytes: str) -> None:
-    target = start("memory", mebibytes, readies=2)
-    # Once of many times: what else runs on the machine is not the question.
-    assert any(acquire_and_close(target.pid) < 0.005 for _ in range(100))
-    target.process.kill()
+def test_the_time_the_target_stands_still_is_short_and_does_not_grow(start: Start) -> None:
+    """Of as many times as it takes the shortest: what else runs on the machine only ever lengthens one."""
+    small, large = (start("memory", mebibytes, readies=2) for mebibytes in ("64", "1024"))
+    shortest = [math.inf, math.inf]
+
+    def short() -> bool:
+        for number, target in enumerate((small, large)):
+            shortest[number] = min(shortest[number], acquire_and_close(target.pid))
+        return max(shortest) < 0.005 and shortest[1] < 2 * shortest[0] + 0.0005
+
+    until(short)
 
 
 def test_a_feature_that_the_kernel_lacks_is_named(start: Start) -> None:
@@ -798,7 +822,7 @@ def test_a_target_killed_while_it_is_stopped(start: Start) -> None:
     target = start("read")
     thread = StoppedThread(target.pid, target.pid, descriptor._system_call_instruction(target.pid))
     thread.seize()
-    thread.stop(1)
+    thread.stop(HANG)
     target.process.kill()
     os.waitid(os.P_PID, target.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(NoSuchProcess, match="while it was attached"):
@@ -982,7 +1006,7 @@ def attempt_as_nobody(pid: int) -> tuple[str, str]:
         package = shutil.copytree(Path(descriptor.__file__).parents[1], Path(folder) / "nexttouch")
         shutil.copy(_core.__file__, package)
         environment = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, capture_output=True, check=True, timeout=20, cwd="/", env=environment)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=HANG, cwd="/", env=environment)
     name, message = json.loads(done.stdout)
     return name, message
 
@@ -1005,7 +1029,7 @@ def test_another_users_process(start: Start) -> None:
 def test_a_process_of_more_capabilities(start: Start) -> None:
     target = start("read")
     command = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", sys.executable, "-c", ATTEMPT]
-    done = subprocess.run([*command, str(target.pid)], capture_output=True, check=True, timeout=20)
+    done = subprocess.run([*command, str(target.pid)], capture_output=True, check=True, timeout=HANG)
     name, message = json.loads(done.stdout)
     assert name == "NotPermitted"
     assert "run as root or with CAP_SYS_PTRACE" in message
@@ -1018,7 +1042,7 @@ def test_a_migrator_without_a_free_descriptor(start: Start) -> None:
         limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
         code = ATTEMPT.replace("try:", limited + "try:")
         done = subprocess.run(
-            [sys.executable, "-c", code, str(target.pid)], capture_output=True, check=True, timeout=20
+            [sys.executable, "-c", code, str(target.pid)], capture_output=True, check=True, timeout=HANG
         )
         messages.append(json.loads(done.stdout)[1])
     for call in ("socketpair", "execve"):

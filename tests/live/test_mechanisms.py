@@ -339,7 +339,8 @@ def test_anonymous_memory_where_the_kernel_protects_no_other(tmp_path: Path) -> 
 @pytest.mark.parametrize("flags", [mmap.MAP_SHARED, mmap.MAP_PRIVATE])
 @pytest.mark.parametrize("kind", ["memfd", "file"])
 def test_files(flags: int, kind: str) -> None:
-    file = os.memfd_create("pages") if kind == "memfd" else os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+    # /var/tmp is on a disk; /tmp need not be.
+    file = os.memfd_create("pages") if kind == "memfd" else os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR)
     os.ftruncate(file, 64 * PAGE_SIZE)
     with Memory(64, flags=flags, file=file) as memory:
         stats = migrated(memory, {})

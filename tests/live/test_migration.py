@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,13 +272,12 @@ def test_waiting_with_and_without_time() -> None:
         assert not migration.wait(0.02)
         assert time.monotonic() - began >= 0.02
         assert not migration.done
-        filling = threading.Thread(target=memory.fill)
-        filling.start()
+        toucher = threading.Thread(target=memory.fill)
+        toucher.start()
         assert migration.wait()
         assert migration.wait(0)
         assert migration.done
-        filling.join(HANG)  # its last pages are still to be written when they have moved
-        assert not filling.is_alive()
+        toucher.join()  # the last page has moved before it is written to
 
 
 @way
@@ -360,11 +359,17 @@ def belongings(memory: Memory) -> tuple[Any, ...]:
     flags = [line for line in lines if line.startswith("VmFlags:") and {"uw", "um", "ui", "dc"} & set(line.split())]
     place = f"{memory.address:x}-{memory.at(memory.pages):x}"
     return (
-        Counter(Path(file).readlink().name for file in Path("/proc/self/fd").iterdir() if file.is_symlink()),
+        Counter(open_files()),
         len(list(Path("/proc/self/task").iterdir())),
         [line for line in flags if "dc" not in line],
         lines[[line.split(" ")[0] for line in lines].index(place)],
     )
+
+
+def open_files() -> Iterator[str]:
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with suppress(FileNotFoundError):  # closed since, by a thread that ends
+            yield link.readlink().name
 
 
 # When a migration is done its thread may have an instruction or two to go: that of the first one may be among `before`.
@@ -375,12 +380,27 @@ def no_more(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
 # ---- as a context manager ----
 
 
-def test_a_block_waits_for_what_ends_by_itself() -> None:
+@pytest.mark.parametrize("arguments", [{"rate": 64 * PAGE_SIZE / 0.02}, {"rate": 0, "deadline": 0.05}])
+def test_a_block_waits_for_what_ends_by_itself(arguments: dict[str, Any]) -> None:
     with Memory(300) as memory:
-        with nt.lazy(memory.words, 0, always=True, rate=64 * PAGE_SIZE / 0.02) as migration:
-            assert not migration.done
+        with nt.lazy(memory.words, 0, always=True, **arguments) as migration:
+            pass
         assert migration.done
         assert migration.stats.moved == 300
+        memory.check()
+
+
+def test_a_block_waits_for_what_nobody_hastens() -> None:
+    """With an hour to go it is far from done; it waits all the same until others have touched everything."""
+    with Memory(300) as memory:
+        toucher = threading.Thread(target=memory.fill)
+        with nt.lazy(memory.words, 0, always=True, rate=0, deadline=3600.0) as migration:
+            assert migration.wait_armed(HANG)
+            assert not migration.done
+            toucher.start()
+        assert migration.done
+        assert migration.stats.moved_by_touch == 300
+        toucher.join()
         memory.check()
 
 
@@ -550,15 +570,25 @@ def test_signals_while_pages_are_touched() -> None:
     assert count
 
 
+def serving() -> list[Path]:
+    """The threads of this process that serve a migration."""
+    found = []
+    for task in list(Path("/proc/self/task").iterdir()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends
+            if (task / "comm").read_text() == "nexttouch\n":
+                found.append(task)
+    return found
+
+
 @pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
 def test_the_thread_that_serves_runs_no_handler_of_the_program(options: dict[str, Any]) -> None:
     """A handler that touches an armed page there would wait for itself."""
     with Memory(10) as memory:
         migration = nt.lazy(memory.words, 0, always=True, rate=0, **options)
         assert migration.wait_armed(HANG)
-        tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "nexttouch\n"]
-        status = dict(line.split(":\t") for line in (tasks[0] / "status").read_text().splitlines())
-        assert len(tasks) == 1
+        until(lambda: len(serving()) == 1, "the end of the threads of earlier migrations")
+        (task,) = serving()
+        status = dict(line.split(":\t") for line in (task / "status").read_text().splitlines())
         assert all(int(status["SigBlk"], 16) >> number - 1 & 1 for number in (signal.SIGALRM, signal.SIGTERM, 40))
         migration.cancel()
 

@@ -18,7 +18,7 @@ from nexttouch.linux import mempolicy, pagemap
 from nexttouch.live.pages import HUGE_PAGES, Pages, find, find_each
 
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
-MADV_DONTNEED = 4
+MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
 
 
 def of_zeros() -> int:
@@ -106,6 +106,7 @@ def test_many_pieces_at_one_go(scans: bool, monkeypatch: pytest.MonkeyPatch) -> 
 
     with Memory(4 * HUGE, fill=False, huge=True) as memory:
         mix(memory, 3)
+        memory.advise(MADV_NOHUGEPAGE)  # khugepaged would fill its holes
         ends = [sorted(rng.sample(range(4 * HUGE + 1), 2)) for _ in range(40)]
         pieces = [(memory.at(first), memory.at(last), 1) for first, last in ends]
         monkeypatch.setattr(pagemap, "scan", counted)
@@ -125,6 +126,7 @@ def test_huge_pages_are_one_unit_only_as_a_whole() -> None:
         if memory.huge_pages() < 4 * HUGE:
             pytest.skip("the kernel gave no huge pages")
         memory.advise(MADV_DONTNEED, HUGE + 7, 1)  # splits the second in the page table
+        memory.advise(MADV_NOHUGEPAGE)  # which khugepaged would mend
         pages = as_list(find(0, memory.address, memory.at(4 * HUGE)))
         assert pages == by_hand(memory.address, memory.at(4 * HUGE))
         assert [unit for _, unit, _ in pages] == [HUGE, *[1] * (HUGE - 1), HUGE, HUGE]

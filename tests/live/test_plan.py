@@ -209,7 +209,8 @@ def mechanisms(memory: Memory, asked: Mechanism | None = None) -> dict[str, int]
 
 
 def file_of(pages: int) -> int:
-    descriptor = os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+    """A file on a disk, which /tmp may not be."""
+    descriptor = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR)
     os.write(descriptor, os.urandom(pages * PAGE_SIZE))
     return descriptor
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from machines import LOAD, MIGRATE, STORE, Run, machine
 
@@ -58,7 +58,6 @@ def test_two_searches_are_the_same(case: tuple[str, str, str]) -> None:
 ALL_CASES = [(name, scenario.name, kind) for name, design in DESIGNS.items() for scenario, kind in cases(design())]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ALL_CASES), st.integers(0, 2**32))
 def test_a_step_depends_on_the_state_alone(case: tuple[str, str, str], seed: int) -> None:
     """Asked twice, asked of another machine, asked in any order: the answers are equal and change nothing."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from machines import Run, machine, vm_of
 
@@ -52,7 +52,6 @@ def put_frame(vm: VM, number: int, **fields: Any) -> None:
 # ---- freezing ----
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ALL_CASES), st.lists(st.integers(0, 2), max_size=60))
 def test_what_is_thawed_freezes_to_the_same(case: tuple[str, str, str], turns: list[int]) -> None:
     """In any state that some order of the threads leads to; the threads as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import pickle
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ __all__ = [
     "settled",
 ]
 
-HANG = 60.0
+HANG = 300.0
 """Seconds after which something that has not happened never will."""
 
 WORDS = PAGE_SIZE // 8
@@ -256,13 +257,20 @@ def _answer(function: Callable[[], Any], writing: int) -> None:
 
 @contextmanager
 def more_hugetlb(pages: int, node: int | None = None) -> Iterator[int]:
-    """Reserve up to `pages` more huge pages of hugetlb, of the smallest size: how many there are."""
+    """Reserve up to `pages` more huge pages of hugetlb, of the smallest size: how many there are.
+
+    The number is the machine's, so one process at a time changes it.
+    """
     place = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
     sizes = Path(place, "hugepages").glob("hugepages-*kB")
     file = min(sizes, key=lambda path: int(path.name[10:-2])) / "nr_hugepages"
-    before = int(file.read_text())
-    file.write_text(str(before + pages))
-    try:
-        yield int(file.read_text()) - before
-    finally:
-        file.write_text(str(before))
+    with file.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(file.read_text())
+        with suppress(OSError):  # who may not reserve any has none
+            file.write_text(str(before + pages))
+        try:
+            yield int(file.read_text()) - before
+        finally:
+            with suppress(OSError):
+                file.write_text(str(before))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,10 +59,14 @@ class Nursery:
                 return word
             assert word != "error", message
 
-    def kill_at(self, life: dict[str, object], stage: str, delay: float) -> str:
-        """Kill a migrator `delay` seconds after it has reached `stage`; return the stage it was in."""
+    def kill_at(
+        self, life: dict[str, object], stage: str, delay: float, first: Callable[[], object] | None = None
+    ) -> str:
+        """Kill a migrator `delay` seconds after it has reached `stage` and `first` was done; return its stage then."""
         pid = self.fork(**life)
         reached = "forked" if stage == "forked" else self.hear_until(stage)
+        if first:
+            first()
         moment = time.monotonic() + delay
         while reached != "done" and (left := moment - time.monotonic()) > 0:
             word, _, message = self.hear(left)

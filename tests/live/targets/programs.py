@@ -20,7 +20,7 @@ from nexttouch.linux.syscall import PAGE_SIZE
 
 __all__ = ["HANG", "Program", "compiled", "descriptors", "leftovers", "steady", "unruly", "until"]
 
-HANG = 60.0
+HANG = 300.0
 """Seconds after which something that has not happened never will."""
 
 _SOURCES = Path(__file__).parent

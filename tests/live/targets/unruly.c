@@ -32,6 +32,7 @@ struct region {
 
 static struct region regions[MOST_THREADS][REGIONS];
 static pthread_mutex_t placing = PTHREAD_MUTEX_INITIALIZER; /* nobody else maps into a hole that is to be reserved again */
+static pthread_barrier_t placed; /* stacks and reservations are there: none is put into a hole that somebody has just made */
 static uint64_t seed;
 static unsigned threads;
 static char **arguments;
@@ -226,6 +227,7 @@ static void *work(void *argument)
 		make(&mine[number], &state);
 	}
 	status->ready++;
+	pthread_barrier_wait(&placed);
 	while (!status->stop) {
 		act(mine, (unsigned)thread, &state);
 		atomic_fetch_add(&status->counters[thread], 1);
@@ -254,14 +256,12 @@ static void move_sparse(struct region *region)
 	status->children++;
 }
 
-static void obey(void)
+static void obey(struct region *sparse)
 {
-	struct region sparse;
 	char command;
-	make_sparse(&sparse);
 	while (read(0, &command, 1) == 1) {
 		if (command == 'm')
-			move_sparse(&sparse);
+			move_sparse(sparse);
 		if (command == 'q')
 			exit(0);
 		if (command == 'x') {
@@ -275,6 +275,7 @@ static void obey(void)
 int main(int count, char **words)
 {
 	pthread_t others[MOST_THREADS];
+	struct region sparse;
 	if (count != 4)
 		return 2;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -284,9 +285,12 @@ int main(int count, char **words)
 	threads = (unsigned)atoi(words[3]);
 	status->ready = 0;
 	status->generation++;
+	make_sparse(&sparse);
+	pthread_barrier_init(&placed, NULL, threads + 1);
 	for (uint64_t thread = 0; thread < threads; thread++)
 		pthread_create(&others[thread], NULL, work, (void *)(uintptr_t)thread);
-	obey();
+	pthread_barrier_wait(&placed);
+	obey(&sparse);
 	for (unsigned thread = 0; thread < threads; thread++)
 		pthread_join(others[thread], NULL);
 	return status->failures != 0;
