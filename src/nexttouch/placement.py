@@ -142,6 +142,7 @@ def where(x: object) -> Placement:
         InvalidArgument: `x` is none of these, or has no bytes.
         NoSuchProcess: there is no such process, or it ended meanwhile.
         NotPermitted: its memory belongs to another user.
+        FeatureMissing: a container's seccomp filter forbids move_pages(2), by which the kernel is asked.
     """
     if isinstance(x, int | np.generic):
         return _placement(process_id(x), 0, _ADDRESSES)
@@ -220,9 +221,10 @@ def _as_array(x: object, argument: str) -> NDArray[Any]:
 
 
 def _placement(pid: int, start: int, end: int) -> Placement:
-    mappings = [mapping for mapping in procfs.mappings(pid) if mapping.start < end and mapping.end > start]
+    thread = procfs.with_memory(pid)
+    mappings = [mapping for mapping in procfs.mappings(thread) if mapping.start < end and mapping.end > start]
     bounds = np.array([(max(m.start, start), min(m.end, end)) for m in mappings], dtype=np.uint64).reshape(-1, 2)
-    tally = _tally(pid, bounds)
+    tally = _tally(thread, bounds)
     parts = tuple(
         MappingPlacement(mapping, first, last, tally.counts(row, (last - first) // PAGE_SIZE, mapping.kind.movable))
         for row, (mapping, (first, last)) in enumerate(zip(mappings, bounds.tolist(), strict=True))

@@ -79,12 +79,18 @@ def parse_duration(text: str, *, argument: str = "duration") -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a real number, of Python or NumPy; True and False are none.
+    """Whether `value` is a real number, of Python or NumPy, that a float can hold; True and False are none.
 
-    >>> is_number(3), is_number(0.5), is_number(True), is_number("3")
-    (True, True, False, False)
+    >>> is_number(3), is_number(0.5), is_number(10**400), is_number(True), is_number("3")
+    (True, True, False, False, False)
     """
-    return isinstance(value, Real) and not isinstance(value, bool)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def format_size(size: float) -> str:

@@ -1,6 +1,7 @@
 """The pager without Python, built plain and with each sanitizer.
 
 `stress.c`: threads that read, write, discard, move, unmap and fork memory while it migrates, and a model of every word.
+`crowd.c`: more threads that fault than there is room for.
 `fuzz_stat.c`: what the core reads of files.
 """
 
@@ -59,6 +60,13 @@ def test_every_word_is_as_the_model_says(
     assert not done.stderr
     counts = [part.split(":") for part in done.stdout.split(";")[1].split()]
     assert sum(int(count) for _, count in counts) == rounds * 1024
+
+
+@pytest.mark.parametrize("name", ["plain", "address+undefined"])
+def test_a_crowd_of_faults_does_not_hide_a_discard(name: str, tmp_path: Path) -> None:
+    build("crowd.c", BUILDS[name][0], tmp_path / "crowd")
+    done = subprocess.run([tmp_path / "crowd", "800"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_no_content_of_a_stat_file_leads_outside_of_it(tmp_path: Path) -> None:

@@ -138,6 +138,31 @@ def test_in_a_container_with_a_seccomp_filter() -> None:
     assert next(entry for entry in around if entry["name"] == "seccomp filter")["value"] == "yes"
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86-64's")
+@pytest.mark.parametrize(
+    ("number", "call", "work"),
+    [
+        (279, "move_pages", lambda: nt.where(np.ones(1))),
+        (279, "move_pages", lambda: nt.where(os.getpid())),
+        (279, "move_pages", lambda: nt.lazy(np.ones(1 << 16), 0)),
+        (256, "migrate_pages", lambda: mempolicy.migrate_pages(0, [0], [0])),
+        (239, "get_mempolicy", lambda: nt.move(np.ones(1), 0)),
+        (239, "get_mempolicy", lambda: mempolicy.policy_of(np.ones(1).ctypes.data)),
+    ],
+)
+def test_a_call_that_a_container_forbids_is_named(number: int, call: str, work: Callable[[], object]) -> None:
+    def confined() -> list[str]:
+        seccomp_filter(number)
+        with pytest.raises(FeatureMissing) as caught:
+            work()
+        return [caught.value.feature, caught.value.reason, caught.value.remedy]
+
+    feature, reason, remedy = in_child(confined)
+    assert feature == call
+    assert "seccomp" in reason
+    assert "--security-opt seccomp=PROFILE" in remedy
+
+
 def made_up(**available: bool) -> list[Probe]:
     names = {need for _, needs in features._MECHANISMS.values() for need in needs}
     return [

@@ -124,6 +124,8 @@ EINTR, RESTART = -errno.EINTR, (-514) % WORD
         (220, {"r10": 0}, True),  # semtimedop
         (220, {"r10": 0x7FFF0000}, False),
         (65, {}, True),  # semop
+        (426, {"r10": 1}, True),  # io_uring_enter
+        (426, {"r10": 1 | 8}, False),
         (0, {}, False),  # read: its EINTR is somebody's decision
         (-1, {}, False),  # in no system call
     ],

@@ -273,6 +273,30 @@ def test_a_program_that_becomes_another(binaries: dict[str, Path], how: dict[str
         program.finish()
 
 
+_BECOMES_ANOTHER = """
+import os, sys
+memory = bytearray(b"x") * (16 << 20)
+print(flush=True)
+sys.stdin.read(1)
+os.execvp("sleep", ["sleep", "60"])
+"""
+
+
+def test_the_pages_of_another_program_are_not_moved() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", _BECOMES_ANOTHER], stdin=pipe, stdout=pipe, text=True) as program:
+        assert program.stdin
+        assert program.stdout
+        program.stdout.readline()
+        with nt.attach(program.pid, TO, always=True, rate=SLOW) as migration:
+            assert migration.wait_armed(HANG)
+            program.stdin.write("x")
+            program.stdin.close()
+            assert migration.wait(HANG)
+        program.kill()
+    assert ended(migration).sweeps < 32  # of more than 64
+
+
 def over(migration: Migration) -> Stats:
     """The end of a migration whose program has ended."""
     with suppress(nt.NoSuchProcess):

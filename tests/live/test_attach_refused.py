@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,41 @@ def test_a_program_that_is_traced(start: Callable[..., Program]) -> None:
         os.waitpid(program.pid, 0x40000000)  # __WALL
         assert libc.ptrace(17, program.pid, None, None) == 0  # PTRACE_DETACH
     program.advance()
+
+
+@contextmanager
+def frozen(pid: int, folder: Path) -> Iterator[None]:
+    """Process `pid` in a frozen control group of version 2; skips where there is none."""
+    mounted = subprocess.run(["mount", "-t", "cgroup2", "none", folder], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"control groups cannot be mounted: {mounted.stderr.decode()}")
+    group = folder / f"nexttouch-{pid}"
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.freeze").write_text("1")
+        until(lambda: "frozen 1" in (group / "cgroup.events").read_text(), "the freezing")
+        yield
+    finally:
+        (group / "cgroup.freeze").write_text("0")
+        (folder / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_program_that_is_frozen(start: Callable[..., Program], tmp_path: Path) -> None:
+    """It stops when it is told to, but does not run what is injected; it is left before that is ever begun."""
+    program = start("plain")
+    before = descriptors(program.pid)
+    with frozen(program.pid, tmp_path):
+        status, message = move(program.pid)
+        assert (status, procfs.status(program.pid).tracer) == (1, 0)
+    assert message == (
+        f"process {program.pid} cannot be attached to: it does not stop: it is frozen or in an uninterruptible wait; "
+        "try again later"
+    )
+    program.advance()
+    assert descriptors(program.pid) == before
 
 
 def test_another_users_program(start: Callable[..., Program]) -> None:

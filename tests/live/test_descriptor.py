@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import nexttouch as nt
 from nexttouch import _core
 from nexttouch.errors import (
     FeatureMissing,
@@ -44,6 +45,7 @@ PROGRAM = r"""
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -214,6 +216,15 @@ int main(int count, char **words)
         int queue = epoll_create1(0);
         epoll_ctl(queue, EPOLL_CTL_ADD, 0, &event);
         result = epoll_wait(queue, &event, 1, limit > 0 ? (int)(limit * 1000) : -1);
+    } else if (strcmp(mode, "io_uring") == 0) {
+        struct io_uring_params ring = {0};
+        int queue = (int)syscall(SYS_io_uring_setup, 1, &ring);
+        char *head = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED, queue, IORING_OFF_SQ_RING);
+        struct io_uring_sqe *entry = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, queue, IORING_OFF_SQES);
+        *entry = (struct io_uring_sqe){.opcode = IORING_OP_POLL_ADD, .fd = 0, .poll_events = POLLIN};
+        *(unsigned *)(head + ring.sq_off.tail) = 1;
+        syscall(SYS_io_uring_enter, queue, 1, 0, 0, NULL, 0);
+        result = syscall(SYS_io_uring_enter, queue, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0);
     } else if (strcmp(mode, "semop") == 0) {
         int semaphores = semget(IPC_PRIVATE, 1, 0600);
         struct sembuf down = {0, -1, 0}, up = {0, 1, 0};
@@ -431,13 +442,13 @@ def test_a_timed_wait_lasts_as_long_as_it_was_asked_to(start: Start, mode: str) 
     assert handled == 0
 
 
-@pytest.mark.parametrize("mode", ["read", "epoll", "semop", "waitpid"])
+@pytest.mark.parametrize("mode", ["read", "epoll", "io_uring", "semop", "waitpid"])
 def test_an_endless_wait_ends_with_its_event_once(start: Start, mode: str) -> None:
     target = start(mode)
     for _ in range(3):
         acquire_and_close(target.pid)
     result, error, _, handled, data = target.finish(b"x")
-    expected = {"read": (1, "x"), "epoll": (1, ""), "semop": (0, ""), "waitpid": (1, "")}[mode]
+    expected = {"read": (1, "x"), "epoll": (1, ""), "io_uring": (0, ""), "semop": (0, ""), "waitpid": (1, "")}[mode]
     assert (result, error, handled, data) == (expected[0], 0, 0, expected[1])
 
 
@@ -491,6 +502,19 @@ def test_another_thread_stands_in_for_a_main_thread_that_has_ended(start: Start)
     for _ in range(3):
         acquire(target.pid).close()
     output, _ = target.process.communicate(b"y", timeout=HANG)
+    assert output == b"y 0 0 0\n"
+
+
+def test_the_memory_of_a_program_whose_main_thread_has_ended(start: Start) -> None:
+    target = start("leaderless")
+    until(lambda: procfs.status(target.pid).state == "Z")
+    placement = nt.where(target.pid)
+    assert placement.pid == target.pid
+    assert nt.move(target.pid, 0).by_node == placement.by_node != {}
+    with nt.attach(target.pid, 0, always=True) as migration:
+        assert migration.wait(10)
+    assert migration.stats.moved > 0
+    output, _ = target.process.communicate(b"y", timeout=10)
     assert output == b"y 0 0 0\n"
 
 

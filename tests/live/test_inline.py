@@ -5,10 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from programs.memory import HANG
+from numpy.typing import NDArray
+from programs.memory import HANG, WORDS, Memory
+
+import nexttouch as nt
+from nexttouch.linux import mempolicy
+from nexttouch.linux.mempolicy import Mode, Policy
 
 BEGIN = """
 import ctypes, faulthandler, mmap, os, signal
@@ -157,3 +164,34 @@ except nt.FeatureMissing as error:
         pytest.skip("any user may have a userfaultfd")
     remedy = "run with CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or use service='inline'"
     assert run(code) == (0, f"{remedy}\n", "")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(Mode.DEFAULT, (), 0),
+        Policy(Mode.LOCAL, (), 0),
+        Policy(Mode.PREFERRED, (0,), 0),
+        Policy(Mode.BIND, (0,), mempolicy.F_STATIC_NODES),
+        Policy(Mode.INTERLEAVE, (0,), 0),
+    ],
+    ids=lambda policy: policy.mode.name,
+)
+def test_a_thread_that_serves_itself_keeps_its_memory_policy(policy: Policy) -> None:
+    found = []
+
+    def touch(words: NDArray[np.uint64]) -> None:
+        mempolicy.set_mempolicy(*policy)
+        words[::WORDS] += np.uint64(0)
+        found.append(mempolicy.get_mempolicy())
+
+    with Memory(16) as memory:
+        migration = nt.lazy(memory.words, 0, always=True, rate=0, service="inline")
+        assert migration.wait_armed(HANG)
+        thread = threading.Thread(target=touch, args=[memory.words])
+        thread.start()
+        thread.join(HANG)
+        assert migration.wait(HANG)
+        assert migration.stats.moved_by_touch == 16
+        memory.check()
+    assert found == [policy]

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ MADV_DONTNEED, MADV_FREE, MADV_COLLAPSE = 4, 8, 25
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MAP_FIXED_NOREPLACE = 0x100000
 MAP_FIXED = 0x10
+FAILED = 2**64 - 1
 
 
 def armed(memory: Memory, options: dict[str, Any], **more: Any) -> nt.Migration:
@@ -49,18 +51,34 @@ def remapped(old: int, size: int, new: int) -> int:
 
 
 def reserve(address: int, size: int) -> None:
-    """Keep addresses that have just become free from anybody else in this process."""
+    """Keep addresses that have just become free from anybody else in this process, such as a migration that begins.
+
+    Whoever was faster is waited for: another mapping put there would take his place.
+    """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
     place = ctypes.c_void_p(address)
-    assert checked(libc.mmap(place, ctypes.c_size_t(size), 0, flags, -1, ctypes.c_long(0))) == address
+    until = time.monotonic() + HANG
+    while (found := libc.mmap(place, ctypes.c_size_t(size), 0, flags, -1, ctypes.c_long(0))) != address:
+        assert (found, ctypes.get_errno()) == (FAILED, errno.EEXIST)
+        assert time.monotonic() < until
+
+
+def unmap(memory: Memory, first: int, count: int) -> None:
+    assert checked(libc.munmap(ctypes.c_void_p(memory.at(first)), ctypes.c_size_t(count * PAGE_SIZE))) == 0
+
+
+def discard(memory: Memory, first: int, count: int) -> None:
+    """Unmap pages for good: nobody else may come to be where `memory` unmaps all there is in the end."""
+    unmap(memory, first, count)
+    reserve(memory.at(first), count * PAGE_SIZE)
 
 
 def moved_there_and_back(memory: Memory, first: int, count: int, room: Memory) -> None:
     """Move pages to the same place of `room` and back, and compare them in both.
 
     What is free meanwhile is kept from others: the next buffer of some size would land there, and be moved over.
-    mremap(2) fails (EFAULT) while a migration has cut the mapping in two; since Linux 6.17 it has moved the part before
-    the cut by then.
+    mremap(2) fails (EFAULT) while a migration has cut the mapping in two; since Linux 6.17 it may have moved what is
+    before the cut by then.
     """
     here, there, size = memory.at(first), room.at(first), count * PAGE_SIZE
     try:
@@ -68,13 +86,11 @@ def moved_there_and_back(memory: Memory, first: int, count: int, room: Memory) -
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
-        moved = [mapping for mapping in procfs.mappings(0) if mapping.start == there and mapping.writable]
-        for mapping in moved:
-            remapped(there, mapping.end - there, here)
-            reserve(there, mapping.end - there)
-        return
+        size = min(mapping.start for mapping in procfs.mappings(0) if mapping.end > here) - here
+        if size <= 0:
+            return
     reserve(here, size)
-    assert same(memory, first, count, there)
+    assert same(memory, first, size // PAGE_SIZE, there)
     remapped(there, size, here)
     reserve(there, size)
     assert same(memory, first, count)
@@ -167,7 +183,7 @@ def test_collapsing_armed_pages_into_huge_ones_fills_no_hole(options: dict[str, 
 def test_unmapped_pages_are_gone(options: dict[str, Any]) -> None:
     with Memory(100) as memory:
         migration = armed(memory, options)
-        assert libc.munmap(ctypes.c_void_p(memory.at(40)), ctypes.c_size_t(20 * PAGE_SIZE)) == 0
+        discard(memory, 40, 20)
         assert same(memory, 0, 40)
         assert same(memory, 60, 40)
         memory.part(0, 40)[::WORDS] += np.uint64(0)
@@ -269,11 +285,13 @@ def test_resizing_an_mmap(options: dict[str, Any]) -> None:
     with Memory(4096, fill=False) as room:  # as realloc does for large blocks
         flags, to = MREMAP_MAYMOVE | MREMAP_FIXED, ctypes.c_void_p(room.address)
         moved = checked(libc.mremap(ctypes.c_void_p(address), old, new, flags, to))
+        reserve(address, 64 * PAGE_SIZE)
         assert ctypes.string_at(moved, 64 * PAGE_SIZE) == data
         assert not room.part(64, 4096 - 64).any()
         assert migration.wait(HANG)
         assert migration.stats.left == {Reason.REMAPPED: 64}
         back = checked(libc.mremap(to, new, old, flags, ctypes.c_void_p(address)))
+        reserve(room.address, room.size)
         assert back == address
     assert buffer[:] == data
     del back
@@ -284,15 +302,18 @@ def test_resizing_an_mmap(options: dict[str, Any]) -> None:
 @service
 def test_a_mapping_that_grows_and_shrinks_where_it_is(options: dict[str, Any]) -> None:
     with Memory(100) as memory:
-        assert libc.munmap(ctypes.c_void_p(memory.at(60)), ctypes.c_size_t(40 * PAGE_SIZE)) == 0
+        discard(memory, 60, 40)
         migration = nt.lazy(memory.part(0, 60), 0, always=True, rate=0, window=1, **options)
         assert migration.wait_armed(HANG)
         place = ctypes.c_void_p(memory.address)
         sizes = [ctypes.c_size_t(pages * PAGE_SIZE) for pages in (60, 90, 30)]
+        unmap(memory, 60, 40)
         assert checked(libc.mremap(place, sizes[0], sizes[1], 0)) == memory.address
+        reserve(memory.at(90), 10 * PAGE_SIZE)
         memory.part(60, 30)[:] = 5
         assert (memory.part(60, 30) == 5).all()
         assert checked(libc.mremap(place, sizes[1], sizes[2], 0)) == memory.address
+        reserve(memory.at(30), 60 * PAGE_SIZE)
         assert same(memory, 0, 30)
         assert migration.wait(HANG)
         assert (migration.stats.moved, migration.stats.left) == (30, {Reason.UNMAPPED: 30})

@@ -33,7 +33,7 @@ from programs.memory import (
 from targets.programs import compiled
 
 import nexttouch as nt
-from nexttouch import Reason
+from nexttouch import Reason, placement
 from nexttouch.linux import mempolicy
 from nexttouch.linux.mempolicy import Mode
 
@@ -534,6 +534,40 @@ def test_looking_from_outside(options: dict[str, Any]) -> None:
         assert os.pread(mem, 16 * PAGE_SIZE, memory.address) == memory.expected.tobytes()
         os.close(mem)
         memory.check()
+
+
+@service
+def test_a_page_that_has_moved_takes_memory_once(options: dict[str, Any]) -> None:
+    with Memory(100) as memory:
+        migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
+        assert migration.wait_armed(HANG)
+        ((start, size),) = migration.shadow
+        assert sum(end - first for first, end in placement.populated(0, start, start + size)) == 100 * PAGE_SIZE
+        memory.words[: 60 * WORDS : WORDS] += np.uint64(0)
+        assert sum(end - first for first, end in placement.populated(0, start, start + size)) == 40 * PAGE_SIZE
+        migration.cancel()
+        memory.check()
+
+
+_HEAP = """
+import ctypes, sys
+import nexttouch as nt
+from nexttouch.linux.procfs import Kind, mappings
+(heap,) = (mapping for mapping in mappings() if mapping.kind is Kind.HEAP)
+memory = (ctypes.c_char * (heap.end - heap.start)).from_address(heap.start)
+migration = nt.lazy(memory, 0, always=True, rate=0, mechanism=sys.argv[1])
+assert migration.wait_armed(60)
+words = [str(number) for number in range(100_000)]
+migration.cancel()
+assert migration.stats.moved_by_touch
+assert words == list(map(str, range(100_000)))
+"""
+
+
+@pytest.mark.parametrize("mechanism", ["relocate", "write_protect"])
+def test_all_of_the_heap(mechanism: str) -> None:
+    """The pager's own memory is not on it: it would wait for itself."""
+    subprocess.run([sys.executable, "-c", _HEAP, mechanism], timeout=HANG, check=True)
 
 
 # ---- a full node ----

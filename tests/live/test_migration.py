@@ -501,6 +501,28 @@ def test_an_exception_as_the_watch_begins_gives_everything_back(
         memory.check()
 
 
+def test_exceptions_that_keep_everybody_from_watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C twice as a migration begins: it can still be cancelled, as it is at the latest when the program ends."""
+
+    def raising(_: object) -> None:
+        raise Interrupted
+
+    with Memory(100) as memory:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", raising)
+            patch.setattr(module.Migration, "_ask_to_end", raising)
+            with pytest.raises(Interrupted):
+                nt.lazy(memory.words, 0, always=True, rate=0)
+        (migration,) = module._live
+        cancelling = threading.Thread(target=migration.cancel, daemon=True)
+        cancelling.start()
+        cancelling.join(HANG)
+        assert not cancelling.is_alive()
+        assert not module._live
+        assert belongings(memory)[2] == []
+        memory.check()
+
+
 # ---- signals ----
 
 
@@ -533,6 +555,15 @@ def test_a_signal_ends_a_wait_and_not_the_migration() -> None:
         assert migration.stats.moved == 100
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises; a shell has it ignored by what it runs in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_at_the_end_of_a_block_cancels() -> None:
     with Memory(100) as memory:
         timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])

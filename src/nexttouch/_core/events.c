@@ -31,11 +31,11 @@ bool is_changing(const struct nt_pager *pager)
 
 #define GRACE_NS 20000000u
 
-/* Append what is waiting to the messages; whether there was any. */
-bool read_messages(struct nt_pager *pager)
+/* Append what is waiting to the messages, of which there is room for some; whether there was any. */
+static bool read_messages(struct nt_pager *pager)
 {
 	size_t room = MESSAGES - pager->messages_count;
-	ssize_t size = room ? read(pager->uffd, pager->messages + pager->messages_count, room * sizeof *pager->messages) : 0;
+	ssize_t size = read(pager->uffd, pager->messages + pager->messages_count, room * sizeof *pager->messages);
 	if (size <= 0)
 		return false;
 	pager->messages_count += (size_t)size / sizeof *pager->messages;
@@ -226,6 +226,40 @@ static void handle_events(struct nt_pager *pager)
 	pager->messages_count = kept;
 }
 
+/* Forget the later half of the messages, which are faults, but for the addresses between which they are. */
+static void put_off_faults(struct nt_pager *pager)
+{
+	while (pager->messages_count > MESSAGES / 2) {
+		uint64_t page = pager->messages[--pager->messages_count].arg.pagefault.address & ~(pager->page_size - 1);
+		pager->put_off_low = pager->put_off_high ? lesser(pager->put_off_low, page) : page;
+		pager->put_off_high = greater(pager->put_off_high, page + pager->page_size);
+	}
+}
+
+/* Let the faults that were put off happen again. */
+static void recall_faults(struct nt_pager *pager)
+{
+	if (pager->put_off_high)
+		wake_range(pager, pager->put_off_low, pager->put_off_high - pager->put_off_low);
+	pager->put_off_high = 0;
+}
+
+/*
+ * Read everything that waits, and handle the events. The kernel hands out faults first: more threads that fault than there
+ * is room for would keep the events from us, and so, as nothing can be installed before these are read, themselves waiting.
+ */
+static void read_events(struct nt_pager *pager)
+{
+	while (read_messages(pager)) {
+		if (pager->messages_count < MESSAGES)
+			continue;
+		handle_events(pager);
+		if (pager->messages_count == MESSAGES)
+			put_off_faults(pager);
+	}
+	handle_events(pager);
+}
+
 /* Put the displaced pages where they belong now, and stop watching there; false when an event has to be read first. */
 static bool restore_displaced(struct nt_pager *pager)
 {
@@ -274,14 +308,13 @@ void handle_messages(struct nt_pager *pager)
 {
 	shut_gate(pager);
 	do {
-		while (read_messages(pager))
-			;
-		handle_events(pager);
+		read_events(pager);
 	} while (!restore_displaced(pager) && (sched_yield(), true));
 	atomic_store(&pager->gate_shut, false);
 	for (size_t number = 0; number < pager->messages_count; number++)
 		serve_message(pager, &pager->messages[number]);
 	pager->messages_count = 0;
+	recall_faults(pager);
 }
 
 /*
@@ -293,9 +326,7 @@ void handle_messages(struct nt_pager *pager)
 void settle(struct nt_pager *pager)
 {
 	while (is_changing(pager) || now_ns() - pager->discarded_ns < GRACE_NS) {
-		while (read_messages(pager))
-			;
-		handle_events(pager);
+		read_events(pager);
 		pager->messages_count = 0;
 		sched_yield();
 	}

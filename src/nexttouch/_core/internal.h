@@ -53,7 +53,7 @@ struct toucher {
 
 #define TOUCHERS 256
 
-/* Messages read at most before they are handled: each comes from a thread that waits. */
+/* Messages kept at most until they are handled: each comes from a thread that waits. */
 #define MESSAGES 512
 
 /* A range of the plan whose mapping moved to `to`: its MOVING pages have to be put back there. */
@@ -101,6 +101,7 @@ struct nt_pager {
 	int16_t *origins;
 	size_t pages;
 	_Atomic size_t unfinished; /* pages without a final state */
+	bool gone;                 /* the memory is: the process has ended, or become another program */
 	bool dont_fork;            /* the ranges carry MADV_DONTFORK of ours */
 
 	int *nodes;
@@ -118,6 +119,7 @@ struct nt_pager {
 	struct toucher touchers[TOUCHERS];
 	struct uffd_msg messages[MESSAGES]; /* read, but not handled yet */
 	size_t messages_count;
+	uint64_t put_off_low, put_off_high; /* addresses of faults that were read and found no room; high 0: none */
 	struct displaced displaced[DISPLACED];
 	size_t displaced_count;
 	struct nt_range moved[MOVED_RANGES]; /* where mappings of ours went */
@@ -204,7 +206,6 @@ void use_node(struct nt_pager *pager, int node);
 void forget_node(void);
 
 /* events.c */
-bool read_messages(struct nt_pager *pager);
 void handle_messages(struct nt_pager *pager);
 bool is_changing(const struct nt_pager *pager);
 void shut_gate(struct nt_pager *pager);

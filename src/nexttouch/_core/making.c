@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -11,6 +10,7 @@
 #include "internal.h"
 
 #define UNREGISTER_SIZE (16UL << 20)
+#define HEADER 16 /* a multiple of every alignment */
 
 bool fail(struct nt_error *error, const char *call, const char *detail)
 {
@@ -20,9 +20,38 @@ bool fail(struct nt_error *error, const char *call, const char *detail)
 
 /* ---- what it has ---- */
 
+/*
+ * Zeros for `count` elements of `size` bytes, in a mapping of their own: on the heap the pager's memory could lie among the
+ * pages that it arms, when these are all of the heap, and it would wait for itself. They are populated at once, as the
+ * mapping may be in a hole of a range that is watched. Behind the elements is a page that nobody may touch, before them
+ * the size of the mapping.
+ */
+static void *allot(size_t count, size_t size)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), used = HEADER + (count * size + HEADER - 1) / HEADER * HEADER;
+	size_t whole = (used + page - 1) / page * page + page;
+	uint8_t *mapping = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (mapping == MAP_FAILED)
+		return NULL;
+	uint8_t *header = mapping + whole - page - used;
+	memcpy(header, &whole, sizeof whole);
+	mprotect(mapping + whole - page, page, PROT_NONE);
+	return header + HEADER;
+}
+
+static void release(void *array)
+{
+	if (!array)
+		return;
+	size_t whole, page = (size_t)sysconf(_SC_PAGESIZE);
+	uint8_t *header = (uint8_t *)array - HEADER;
+	memcpy(&whole, header, sizeof whole);
+	munmap(header - (uintptr_t)header % page, whole);
+}
+
 static void *copy_of(const void *array, size_t count, size_t size)
 {
-	void *copy = calloc(count ? count : 1, size);
+	void *copy = allot(count, size);
 	if (copy && count)
 		memcpy(copy, array, count * size);
 	return copy;
@@ -33,7 +62,7 @@ static bool copy_plan(struct nt_pager *pager, const struct nt_run *runs, size_t 
 {
 	const struct nt_options *options = &pager->options;
 	pager->segments_count = runs_count;
-	pager->segments = calloc(runs_count ? runs_count : 1, sizeof *pager->segments);
+	pager->segments = allot(runs_count, sizeof *pager->segments);
 	for (size_t number = 0; pager->segments && number < runs_count; number++) {
 		pager->segments[number] = (struct segment){.start = runs[number].start,
 							   .pages = runs[number].pages,
@@ -44,18 +73,18 @@ static bool copy_plan(struct nt_pager *pager, const struct nt_run *runs, size_t 
 	uint64_t most = options->window > UNIT_PAGES ? options->window : UNIT_PAGES;
 	pager->ranges_count = ranges_count;
 	pager->ranges_room = ranges_count + CUTS;
-	pager->ranges = calloc(pager->ranges_room, sizeof *pager->ranges);
+	pager->ranges = allot(pager->ranges_room, sizeof *pager->ranges);
 	if (pager->ranges && ranges_count)
 		memcpy(pager->ranges, ranges, ranges_count * sizeof *ranges);
 	pager->origins = copy_of(origins, pager->pages, sizeof *origins);
-	pager->states = calloc(pager->pages ? pager->pages : 1, 1);
+	pager->states = allot(pager->pages, 1);
 	pager->nodes = copy_of(options->nodes, options->nodes_count, sizeof *options->nodes);
 	pager->cpu_nodes = copy_of(options->cpu_nodes, options->cpus, sizeof *options->cpu_nodes);
 	pager->options.nodes = pager->nodes;
 	pager->options.cpu_nodes = pager->cpu_nodes;
-	pager->addresses = calloc(most, sizeof *pager->addresses);
-	pager->statuses = calloc(most, sizeof *pager->statuses);
-	pager->wanted = calloc(most, sizeof *pager->wanted);
+	pager->addresses = allot(most, sizeof *pager->addresses);
+	pager->statuses = allot(most, sizeof *pager->statuses);
+	pager->wanted = allot(most, sizeof *pager->wanted);
 	for (size_t number = 0; number < options->nodes_count; number++)
 		pager->target.words[options->nodes[number] / 64] |= (uint64_t)1 << (options->nodes[number] % 64);
 	atomic_store(&pager->unfinished, pager->pages);
@@ -246,9 +275,9 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 			      const struct nt_range *ranges, size_t ranges_count, const int16_t *origins,
 			      struct nt_error *error)
 {
-	struct nt_pager *pager = calloc(1, sizeof *pager);
+	struct nt_pager *pager = allot(1, sizeof *pager);
 	if (!pager) {
-		fail(error, "calloc", NULL);
+		fail(error, "mmap", NULL);
 		if (options->uffd >= 0) {
 			nt_forget(options->uffd);
 			close(options->uffd);
@@ -267,7 +296,7 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_mutex_init(&pager->mutex, NULL);
 	pthread_cond_init(&pager->changed, &monotonic);
-	bool made = copy_plan(pager, runs, runs_count, ranges, ranges_count, origins) || fail(error, "calloc", NULL);
+	bool made = copy_plan(pager, runs, runs_count, ranges, ranges_count, origins) || fail(error, "mmap", NULL);
 	if (!made || !open_files(pager, error)) {
 		nt_pager_free(pager);
 		return NULL;
@@ -316,14 +345,14 @@ void nt_pager_free(struct nt_pager *pager)
 		pthread_cond_destroy(&pager->changed);
 		pthread_mutex_destroy(&pager->mutex);
 	}
-	free(pager->segments);
-	free(pager->ranges);
-	free(pager->origins);
-	free(pager->states);
-	free(pager->nodes);
-	free(pager->cpu_nodes);
-	free(pager->addresses);
-	free(pager->statuses);
-	free(pager->wanted);
-	free(pager);
+	release(pager->segments);
+	release(pager->ranges);
+	release(pager->origins);
+	release(pager->states);
+	release(pager->nodes);
+	release(pager->cpu_nodes);
+	release(pager->addresses);
+	release(pager->statuses);
+	release(pager->wanted);
+	release(pager);
 }

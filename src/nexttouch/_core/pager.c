@@ -298,7 +298,7 @@ static void *run_pager(void *argument)
 	forget_node();
 	while (alive) {
 		uint8_t reason = request_reason(pager);
-		alive = wait_for_work(pager, armed && !reason ? next_sweep(pager) : 0);
+		alive = wait_for_work(pager, armed && !reason ? next_sweep(pager) : 0) && !pager->gone;
 		if (reason) {
 			if (disarm_all(pager, reason))
 				break;

@@ -25,7 +25,9 @@ static void unprotect(struct nt_pager *pager, struct pages run)
 {
 	uint64_t address = address_of(pager, run.segment, run.first), size = run.count * pager->page_size;
 	uint64_t step = run.segment->unit * pager->page_size;
-	if (!protect_range(pager, address, size, false))
+	int number = protect_range(pager, address, size, false);
+	pager->gone |= number == ESRCH;
+	if (!number || pager->gone)
 		return;
 	for (uint64_t done = 0; done < size; done += step)
 		if (protect_range(pager, address + done, step, false))
@@ -49,7 +51,7 @@ static int arm(struct nt_pager *pager, struct pages run)
 		if (!number)
 			set_states(pager, one, NT_ARMED);
 		else
-			finish(pager, one, number == ENOENT ? NT_UNMAPPED : NT_UNSUITABLE);
+			finish(pager, one, number == ENOENT || number == ESRCH ? NT_UNMAPPED : NT_UNSUITABLE);
 	}
 	return 0;
 }

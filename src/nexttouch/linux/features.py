@@ -19,7 +19,7 @@ from ..errors import FeatureMissing, KernelError, NotPermitted
 from . import mempolicy, nodes, procfs
 from .pidfd import pidfd_getfd, pidfd_open
 from .ptrace import ARCHITECTURES, restriction
-from .syscall import MACHINE, PAGE_SIZE, try_call
+from .syscall import MACHINE, PAGE_SIZE, forbidden, try_call
 from .userfaultfd import DEVICE, Feature, Mode, Userfaultfd, available_features
 
 __all__ = ["Condition", "Mechanism", "Probe", "conditions", "mechanisms", "probe"]
@@ -429,12 +429,7 @@ def _call(name: str, *arguments: object) -> None:
 
 def _forbidden(name: str, error: int) -> FeatureMissing | KernelError:
     if error == errno.EPERM:
-        return FeatureMissing(
-            name,
-            "a seccomp filter, such as a container's default profile, forbids it",
-            "allow it in the container's seccomp profile (docker run --security-opt seccomp=PROFILE; the default one "
-            "allows some of these calls with --cap-add SYS_NICE)",
-        )
+        return forbidden(name)
     if error == errno.ENOSYS:
         return FeatureMissing(
             name, "this kernel does not have it", "use a kernel with CONFIG_NUMA and CONFIG_MIGRATION"

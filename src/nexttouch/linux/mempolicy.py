@@ -10,12 +10,12 @@ import ctypes
 import errno
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import KernelError, NexttouchError, NodeUnavailable, NoSuchProcess, NotPermitted
 from . import nodes as sysfs
 from . import procfs
-from .syscall import call, try_call
+from .syscall import call, forbidden, try_call
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +111,7 @@ def policy_of(address: int) -> Policy:
 
     Raises:
         KernelError: EFAULT when nothing is mapped there.
+        FeatureMissing: a seccomp filter forbids get_mempolicy(2).
     """
     return _get(ctypes.c_void_p(address), _F_ADDR)
 
@@ -152,6 +153,7 @@ def move_pages(
     Raises:
         NoSuchProcess: there is no such process, or no memory is left of it.
         NotPermitted: its memory belongs to another user, or MOVE_ALL without CAP_SYS_NICE.
+        FeatureMissing: a seccomp filter forbids the call.
         NodeUnavailable: a target node has no memory or is outside the cpuset of the process.
         KernelError: any other error of the whole call. ENOMEM means that a target node is full; earlier pages may
             have moved.
@@ -181,7 +183,7 @@ def migrate_pages(pid: int, old: Iterable[int], new: Iterable[int]) -> int:
     Blocks until all is done, minutes for a large process. Returns how many pages could not be moved.
 
     Raises:
-        NoSuchProcess, NotPermitted, NodeUnavailable: as `move_pages`.
+        NoSuchProcess, NotPermitted, FeatureMissing, NodeUnavailable: as `move_pages`.
         KernelError: any other error.
     """
     new = tuple(new)
@@ -199,18 +201,25 @@ def mems_allowed(pid: int = 0) -> tuple[int, ...]:
 
     Raises:
         NoSuchProcess: there is no process `pid`.
+        FeatureMissing: a seccomp filter forbids get_mempolicy(2).
     """
     if pid:
         return procfs.status(pid).mems_allowed
     mask = _Mask()
-    call("get_mempolicy", None, mask, _MAX_NODE, None, _F_MEMS_ALLOWED)
+    _ask(None, mask, _MAX_NODE, None, _F_MEMS_ALLOWED)
     return _nodes(mask)
 
 
 def _get(address: ctypes.c_void_p | None, flags: int) -> Policy:
     mode, mask = ctypes.c_int(), _Mask()
-    call("get_mempolicy", ctypes.byref(mode), mask, _MAX_NODE, address, flags)
+    _ask(ctypes.byref(mode), mask, _MAX_NODE, address, flags)
     return Policy(Mode(mode.value & ~_MODE_FLAGS), _nodes(mask), mode.value & _MODE_FLAGS)
+
+
+def _ask(*arguments: Any) -> None:  # noqa: ANN401 (whatever ctypes converts)
+    error = try_call("get_mempolicy", *arguments)[1]
+    if error:
+        raise forbidden("get_mempolicy") if error == errno.EPERM else KernelError("get_mempolicy", error)
 
 
 def _mask(nodes: Iterable[int]) -> ctypes.Array[ctypes.c_ulong]:
@@ -227,10 +236,8 @@ def _nodes(mask: ctypes.Array[ctypes.c_ulong]) -> tuple[int, ...]:
 def _move_error(pid: int, error: int, nodes: Iterable[int], flags: int, name: str = "move_pages") -> NexttouchError:
     if error == errno.ESRCH or (error == errno.EINVAL and pid and not procfs.has_memory(pid)):
         return NoSuchProcess(pid) if error == errno.ESRCH else NoSuchProcess(pid, "and left no memory")
-    if error == errno.EPERM and flags & MOVE_ALL:
-        return NotPermitted(pid, "moving pages that other processes map needs CAP_SYS_NICE; run as root")
     if error == errno.EPERM:
-        return procfs.not_permitted(pid)
+        return _not_permitted(pid, flags, name)
     if error == errno.ENODEV:
         node = _first_outside(nodes, sysfs.has_memory())
         return NodeUnavailable(node, "it is offline or has no memory; name another")
@@ -240,6 +247,18 @@ def _move_error(pid: int, error: int, nodes: Iterable[int], flags: int, name: st
             node, "it is outside the cpuset of the process; add it to cpuset.mems of its control group"
         )
     return KernelError(name, error, "a target node is full" if error == errno.ENOMEM else "")
+
+
+def _not_permitted(pid: int, flags: int, name: str) -> NexttouchError:
+    if try_call(name, *_NOTHING[name])[1] == errno.EPERM:
+        return forbidden(name)
+    if flags & MOVE_ALL:
+        return NotPermitted(pid, "moving pages that other processes map needs CAP_SYS_NICE; run as root")
+    return procfs.not_permitted(pid)
+
+
+# Arguments that move nothing of this process, which the kernel always allows.
+_NOTHING = {"move_pages": (0, 0, None, None, None, 0), "migrate_pages": (0, 0, None, None)}
 
 
 def _first_outside(nodes: Iterable[int], allowed: tuple[int, ...]) -> int:

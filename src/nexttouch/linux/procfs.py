@@ -34,6 +34,7 @@ __all__ = [
     "start_time",
     "status",
     "threads",
+    "with_memory",
 ]
 
 _OF_OTHERS = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
@@ -222,6 +223,17 @@ def threads(pid: int = 0) -> list[int]:
 def has_memory(pid: int = 0) -> bool:
     """Whether process `pid` has an address space: false for zombies and kernel threads."""
     return _text(pid, "statm").split()[0] != "0"
+
+
+def with_memory(pid: int) -> int:
+    """Return the thread of process `pid` by which the kernel shows its memory: the main one, unless that has ended.
+
+    Raises:
+        NoSuchProcess: there is no process `pid`.
+    """
+    if has_memory(pid):
+        return pid
+    return next((thread for thread in threads(pid) if has_memory(thread)), pid)
 
 
 def directory(pid: int) -> Path:

@@ -19,10 +19,12 @@
   is no child that wait(2) without __WALL or __WCLONE would find.
 * A thread inside a restartable sequence (rseq(2)) continues at the sequence's abort address, as after any other
   preemption: the kernel itself would not notice, because it looks at the injected instruction pointer.
-* epoll_wait(2), sigwaitinfo(2), semop(2) and io_getevents(2) fail with EINTR after any stop (signal(7)); poll(2),
-  select(2), nanosleep(2), futex(2), read(2) and the others do not. On x86-64 a call of the first kind that waits
-  without a time limit is restarted nevertheless (see `Architecture.resumed`); with a limit it fails with EINTR, as
-  after SIGSTOP and SIGCONT, because nobody knows how much of the time is left.
+* epoll_wait(2), sigwaitinfo(2), semop(2), io_getevents(2), io_uring_enter(2) and waits for a socket that has a time
+  limit (SO_RCVTIMEO) fail with EINTR after any stop (signal(7)); poll(2), select(2), nanosleep(2), futex(2), read(2)
+  and the others do not, but a write(2) to a pipe or a socket that has written a part says so, as after any stop. On
+  x86-64 a call of the first kind that waits without a time limit is restarted nevertheless (see
+  `Architecture.resumed`); with a limit it fails with EINTR, as after SIGSTOP and SIGCONT, because nobody knows how much
+  of the time is left.
 
 Tested on x86-64. The arm64 functions on register bytes are tested, but nothing of this has run on arm64 hardware; one
 thing is known to differ there: the kernel rewinds the registers before the stop and keeps what kind of restart it is
@@ -105,8 +107,10 @@ class _X8664(Architecture):
     # struct user_regs_struct, arch/x86/include/asm/user_64.h.
     _R10, _R9, _R8, _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP = 7, 8, 9, 10, 12, 13, 14, 15, 16
     # Calls that fail with EINTR after any stop: number -> the register with the limit of their wait, None if they have
-    # no limit. epoll_wait and epoll_pwait take an int, negative for no limit; the others a pointer, NULL for no limit.
+    # no limit. epoll_wait and epoll_pwait take an int, negative for no limit; io_uring_enter flags, one of which says
+    # that there may be a limit; the others a pointer, NULL for no limit.
     _EPOLL: ClassVar = {232, 281}
+    _IO_URING_ENTER, _EXTENDED_ARGUMENT = 426, 1 << 3
     _INTERRUPTED: ClassVar = {
         232: _R10,  # epoll_wait
         281: _R10,  # epoll_pwait
@@ -115,6 +119,7 @@ class _X8664(Architecture):
         208: _R8,  # io_getevents
         220: _R10,  # semtimedop
         65: None,  # semop
+        426: _R10,  # io_uring_enter; only where it has submitted nothing
     }
 
     def __init__(self) -> None:
@@ -134,6 +139,8 @@ class _X8664(Architecture):
         register = self._INTERRUPTED[call]
         if register is None:
             return False
+        if call == self._IO_URING_ENTER:
+            return bool(words[register] & self._EXTENDED_ARGUMENT)
         return not words[register] & 1 << 31 if call in self._EPOLL else words[register] != 0
 
     def _make_clean(self, words: list[int]) -> None:
@@ -164,6 +171,7 @@ _GET_RSEQ_CONFIGURATION, _GET_SYSCALL_USER_DISPATCH_CONFIG = 0x420F, 0x4211
 _O_TRACESYSGOOD, _O_TRACECLONE, _O_EXITKILL = 1, 1 << 3, 1 << 20
 _EVENT_CLONE, _EVENT_STOP = 3, 128
 _SIGTRAP, _SIGKILL = 5, 9
+_SYSTEM_CALL_STOP = _SIGTRAP | 0x80
 _WALL = 0x40000000
 _NT_PRSTATUS, _NT_ARM_SYSTEM_CALL = 1, 0x404
 
@@ -216,6 +224,7 @@ class StoppedThread:
         self._registers = b""
         self._signals = ctypes.c_uint64()
         self._clone = ctypes.c_uint64()
+        self._timeout = 0.0
 
     @property
     def thread(self) -> int:
@@ -238,6 +247,7 @@ class StoppedThread:
             TargetRefused: it does not stop within `timeout` seconds, or stopped where system calls cannot be injected;
                 then it goes on as it was, at the latest when this process ends.
         """
+        self._timeout = timeout
         self._request("PTRACE_INTERRUPT", _INTERRUPT)
         deadline = time.monotonic() + timeout
         while (stop := self._wait(deadline)) >> 16 != _EVENT_STOP:
@@ -252,11 +262,9 @@ class StoppedThread:
 
     def call(self, number: int, *arguments: int) -> int:
         """Make the thread run system call `number`; return what it returned, a negative errno if it failed."""
-        wanted = self._architecture.prepare(self._registers, self._instruction, number, arguments)
-        self._set_registers(wanted)
+        self._prepare(number, *arguments)
         self._run_to_system_call_stop()  # going in
-        self._run_to_system_call_stop()  # coming out
-        return self._architecture.result(self._get_registers())
+        return self._finish_call()
 
     def clone(self, number: int, flags: int) -> tuple[StoppedThread, int]:
         """Make the thread clone itself by system call `number` (clone(2)); return the clone, and its id for the thread.
@@ -265,12 +273,15 @@ class StoppedThread:
         at the latest. Whoever calls ends it (`kill`), and has the thread wait for it (wait4(2) with __WALL).
 
         Raises:
-            TargetRefused: the program may have no more processes.
+            TargetRefused: the program may have no more processes, or is frozen: it stands still as it did.
             KernelError: any other failure.
         """
         self._request("PTRACE_SETOPTIONS", _SETOPTIONS, 0, _O_TRACESYSGOOD | _O_TRACECLONE | _O_EXITKILL)
-        while (result := self.call(number, flags, 0, 0, 0, 0)) == -_RESTART:  # SIGSTOP came, which cannot be blocked
-            pass
+        result = -_RESTART
+        while result == -_RESTART:  # or SIGSTOP came, which cannot be blocked
+            self._prepare(number, flags, 0, 0, 0, 0)
+            self._go_in_unless_frozen()
+            result = self._finish_call()
         self._request("PTRACE_SETOPTIONS", _SETOPTIONS, 0, _O_TRACESYSGOOD)
         if result == -errno.EAGAIN:
             raise TargetRefused(self._pid, "it may have no more processes; raise its limit (prlimit --nproc, pids.max)")
@@ -336,12 +347,28 @@ class StoppedThread:
         word = _ptrace(_PEEKTEXT, self._thread, address, None)
         return None if ctypes.get_errno() else int(word & _WORD).to_bytes(8, "little")
 
-    def _run_to_system_call_stop(self) -> None:
+    def _prepare(self, number: int, *arguments: int) -> None:
+        self._set_registers(self._architecture.prepare(self._registers, self._instruction, number, arguments))
+
+    def _finish_call(self) -> int:
+        self._run_to_system_call_stop()  # coming out
+        return self._architecture.result(self._get_registers())
+
+    def _go_in_unless_frozen(self) -> None:
+        # A thread of a frozen control group (version 2) stops, but does not run until it is thawed.
+        try:
+            self._run_to_system_call_stop(time.monotonic() + self._timeout)
+        except TargetRefused:
+            self._request("PTRACE_INTERRUPT", _INTERRUPT)
+            if self._wait() >> 8 != _SYSTEM_CALL_STOP:  # else it was thawed just now
+                raise
+
+    def _run_to_system_call_stop(self, deadline: float | None = None) -> None:
         signal = 0
         while True:
             self._resume(_SYSCALL, signal)
-            stop = self._wait()
-            if stop >> 8 == _SIGTRAP | 0x80:
+            stop = self._wait(deadline)
+            if stop >> 8 == _SYSTEM_CALL_STOP:
                 return
             if stop >> 16 == _EVENT_CLONE:
                 self._request("PTRACE_GETEVENTMSG", _GETEVENTMSG, 0, ctypes.addressof(self._clone))

@@ -12,9 +12,9 @@ import ctypes
 import os
 from typing import Any
 
-from ..errors import KernelError
+from ..errors import FeatureMissing, KernelError
 
-__all__ = ["MACHINE", "NUMBERS", "PAGE_SIZE", "call", "read_file", "try_call"]
+__all__ = ["MACHINE", "NUMBERS", "PAGE_SIZE", "call", "forbidden", "read_file", "try_call"]
 
 PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 """Bytes a page, as the kernel's page tables have it (4096 on x86-64; 4096, 16384 or 65536 on arm64)."""
@@ -105,3 +105,13 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
     finally:
         os.close(descriptor)
+
+
+def forbidden(name: str) -> FeatureMissing:
+    """Make the error for system call `name` that failed with EPERM where the kernel itself never says so."""
+    return FeatureMissing(
+        name,
+        "a seccomp filter, such as a container's default profile, forbids it",
+        "allow it in the container's seccomp profile (docker run --security-opt seccomp=PROFILE; the default one "
+        "allows some of these calls with --cap-add SYS_NICE)",
+    )

@@ -7,7 +7,8 @@ import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-from ..errors import InvalidArgument, KernelError, TargetRefused
+from ..errors import InvalidArgument, KernelError, NoSuchProcess, TargetRefused
+from ..linux import procfs
 from ..linux.userfaultfd import Feature
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
@@ -54,13 +55,21 @@ def attach(
     options = Options("thread", window, rate, deadline)
     options.check()
     pid = _process_id(pid)
-    targets = check_target(to)
+    try:
+        return _attach(pid, check_target(to), options, always)
+    except NoSuchProcess as error:
+        if error.pid == pid:
+            raise
+        raise NoSuchProcess(pid, "while it was attached to") from None  # the thread that stood in for its main thread
+
+
+def _attach(pid: int, targets: tuple[int, ...], options: Options, always: bool) -> Migration:
     check(pid)
     targets = check_target(targets, pid=pid)
     acquired = acquire(pid, features=_FEATURES, wanted=Feature.WP_HUGETLBFS_SHMEM)
     # The plan is made after that: by now the descriptors say which process it is, even if its number is used again.
     try:
-        plan = make_plan(pid, None, targets, always=always)
+        plan = make_plan(procfs.with_memory(pid), None, targets, always=always)
     except BaseException:
         acquired.close()
         raise

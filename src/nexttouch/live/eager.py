@@ -114,6 +114,7 @@ def move(
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess, NotPermitted: about a process.
+        FeatureMissing: a container's seccomp filter forbids what this needs.
     """
     if not (is_number(latency) and latency > 0):
         raise InvalidArgument("latency", f"is {latency!r}, but has to be a positive number of seconds")
@@ -139,7 +140,7 @@ def _pages_of(x: object) -> tuple[int, Pages]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
         return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
-    pid = placement.process_id(x)
+    pid = procfs.with_memory(placement.process_id(x))
     return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
 
 

@@ -232,6 +232,7 @@ class Migration:
     def cancel(self) -> None:
         """Give back every page that was not moved yet, and return when nothing is armed any more."""
         self._ask_to_end()
+        self._watch()  # exceptions out of signal handlers can have kept every thread from it
         self._finished.wait()
 
     def __enter__(self) -> Self:
@@ -283,7 +284,7 @@ class Migration:
             threading.Thread(target=self._watch, name="nexttouch-watch", daemon=True).start()
         except BaseException as error:
             self._ask_to_end()
-            self._watch()  # returns at once if the thread does it after all: a signal can come after its start
+            self._watch()
             if isinstance(error, RuntimeError):
                 detail = f"{error}; everything was given back; raise the limit of threads (ulimit -u, pids.max)"
                 raise KernelError("pthread_create", errno.EAGAIN, detail) from None
@@ -319,11 +320,12 @@ class Migration:
             pager.cancel()
 
     def _watch(self) -> None:
+        """Wait for the pagers' end; the first to see it does what comes after."""
+        for pager in self._pagers:
+            pager.wait(_DONE, math.inf)
         if not self._ending.acquire(blocking=False):
             return
         try:
-            for pager in self._pagers:
-                pager.wait(_DONE, math.inf)
             self._settle()
         except NexttouchError as error:
             self._error = error

@@ -58,6 +58,7 @@ libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 14, 15
 _MAP_NORESERVE, _MAP_FIXED = 0x4000, 0x10
+_ROOM = 64 << 20
 
 
 class Memory:
@@ -91,10 +92,12 @@ class Memory:
     def _reserve(self, huge: bool, flags: int, file: int) -> None:
         alignment = HUGE * PAGE_SIZE if huge else PAGE_SIZE
         access = mmap.PROT_READ | mmap.PROT_WRITE
-        # A page without access on each side: the kernel never makes one mapping of this and its neighbours.
+        # A page without access on each side: the kernel never makes one mapping of this and its neighbours. Free room
+        # above: the kernel takes the highest that there is, so nothing comes to be in a hole that a test makes here.
         whole = self.size + 2 * PAGE_SIZE + alignment
         anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        base = checked(libc.mmap(None, ctypes.c_size_t(whole), 0, anonymous, -1, ctypes.c_long(0)))
+        base = checked(libc.mmap(None, ctypes.c_size_t(whole + _ROOM), 0, anonymous, -1, ctypes.c_long(0)))
+        checked(libc.munmap(ctypes.c_void_p(base + whole), ctypes.c_size_t(_ROOM)))
         self.address = -(-(base + PAGE_SIZE) // alignment) * alignment
         self._whole = (base, whole)
         flags |= _MAP_FIXED | _MAP_NORESERVE
