@@ -180,7 +180,7 @@ def test_the_words_are_the_architecture_s() -> None:
         for arch in ARCHES.values()
     }
     assert len(set(words.values())) >= 5
-    assert words["x86-64"] == 1 << 63 | 0x27  # frame 0; not executable, accessed, user's, writable, present
+    assert words["x86-64"] == 1 << 63 | 0x67  # frame 0; not executable, dirty, accessed, user's, writable, present
 
 
 # ---- the start ----
@@ -393,13 +393,59 @@ def test_marks_say_what_began_while_the_page_was_locked() -> None:
 
 
 def test_a_free_migration_does_not_give_up() -> None:
-    one = machine(Worker((MIGRATE,), node=0), design="D4")
+    one = machine(Worker((MIGRATE,), node=0), design="mainline")
     shared, (local,) = one.initial()
     gave_up = (1, (), ("EAGAIN",), local[3])
     assert one.broken_end(shared, (gave_up,)) is None
     violation = replace(one, free=True).broken_end(shared, (gave_up,))
     assert violation is not None
     assert violation.invariant == "I-PROGRESS"
+
+
+def test_giving_up_is_a_cost_where_the_design_says_so_and_going_round_is_not() -> None:
+    one = replace(machine(Worker((MIGRATE,), node=0), design="D4"), free=True)
+    shared, (local,) = one.initial()
+    assert one.broken_end(shared, ((1, (), ("EAGAIN",), local[3]),)) is None
+    assert {mark for mark in one.marks if mark.startswith("cost")} == {f"cost: {one.design.gives_up}"}
+    busy = SCENARIOS["access"].machine(DESIGNS["D4"]().with_rules(waiter_sleeps=False), "anonymous")
+    violation = explore(busy, only=lambda violation: violation.invariant not in busy.design.weaknesses).violation
+    assert violation is not None
+    assert violation.invariant == "I-PROGRESS"
+
+
+LOST = [
+    ("B", "anonymous", "write", "I-PROT"),
+    ("B", "anonymous", "accessed", "I-ACC"),
+    ("B", "anonymous", "dirty", "I-DIRTY"),
+    ("mainline", "shared", "dirty", "I-DIRTY"),
+    ("D4", "shared", "write", "I-PROT"),
+    ("D4", "shared", "dirty", None),  # it is the page that is dirty, and D4 claims no more
+    ("D1", "anonymous", "write", None),
+]
+
+
+@pytest.mark.parametrize(("design", "kind", "bit", "invariant"), LOST)
+@pytest.mark.parametrize("result", ["moved", "EAGAIN"])
+def test_what_a_design_claims_to_keep_is_compared(
+    design: str, kind: str, bit: str, invariant: str | None, result: str
+) -> None:
+    """Nobody else is there, so a bit that an entry had is there afterwards, whatever the migration came to."""
+    one = Run(machine(Worker((MIGRATE,), node=0), design=design, kind=kind, dirty=True))
+    kept = {"write": True, "accessed": True, "dirty": True, bit: False}
+    one.set_entry(Entry(Kind.PRESENT, 0, **kept))
+    violation = one.machine.broken_end(one.shared, ((1, (), (result,), one.locals[0][3]),))
+    expected = invariant and ("I-ROLLBACK" if result == "EAGAIN" else invariant)
+    assert (violation.invariant if violation else None) == expected
+
+
+def test_entries_of_files_stay_where_the_design_says_so() -> None:
+    for design, invariant in (("D4", "I-MAPPING"), ("D1", None)):
+        one = Run(machine(Worker((MIGRATE,), node=0), design=design, kind="shared"))
+        one.set_entry(NOTHING)
+        one.change(lambda vm: vm.unmap(0))
+        one.change(lambda vm: vm.rss.__setitem__(0, 0))
+        violation = one.machine.broken_end(one.shared, ((1, (), ("moved",), one.locals[0][3]),))
+        assert (violation.invariant if violation else None) == invariant
 
 
 def test_a_migration_leaves_no_entry_hidden_at_the_end_unless_somebody_marks() -> None:

@@ -165,6 +165,16 @@ def test_cases_are_the_scenarios_that_apply_with_each_kind(name: str) -> None:
     assert {"alone", "access"} & {scenario for scenario, _ in found} or not design.eager
 
 
+def test_system_calls_overlap_with_every_migration() -> None:
+    """Under mmap_sem they could not, and a design would pass whatever it makes of them."""
+    for make in DESIGNS.values():
+        for scenario in filter(lambda scenario: scenario.outside, SCENARIOS.values()):
+            machine = scenario.machine(make(), scenario.kinds[0])
+            assert machine.design.rules.anon_vma_safe != "mmap_sem"
+    assert {"fork", "munmap", "mprotect", "mremap"} <= {name for name, one in SCENARIOS.items() if one.outside}
+    assert SCENARIOS["access"].machine(DESIGNS["D4"](), "shared").design.rules.anon_vma_safe == "mmap_sem"
+
+
 def test_a_migration_has_to_succeed_only_where_it_is_free_to() -> None:
     """Private pages of a file may be copied meanwhile, and then the page is another one."""
     free = {scenario.name for scenario in SCENARIOS.values() if scenario.free}

@@ -68,7 +68,7 @@ def test_what_is_thawed_freezes_to_the_same(case: tuple[str, str, str], turns: l
 
 
 ELSEWHERE = {"arch", "design", "events", "running"}  # the machine's
-OF_A_STEP = {"complaint", "marks"}
+OF_A_STEP = {"complaint", "marks", "stepping"}
 
 CHANGES: dict[str, Callable[[VM], object]] = {
     "alive": lambda vm: vm.alive.__setitem__(0, False),
@@ -143,6 +143,16 @@ def test_entries_are_read_as_they_were_written() -> None:
     vm.set_entry(1, 0, hidden)
     assert vm.entry(1, 0) == hidden
     assert vm.tables[1] == [vm.arch.encode(hidden)]
+
+
+def test_an_entry_whose_table_somebody_else_has_locked_is_left_alone_but_by_hardware() -> None:
+    vm = vm_of()
+    vm.spinlocks[0] = 2
+    with broken("I-LOCK", "an entry changes whose page table thread 1 has locked"):
+        vm.set_entry(0, 0, NOTHING)
+    vm.set_bits(0, 0, NOTHING)
+    vm.stepping = 2
+    vm.set_entry(0, 0, NOTHING)
 
 
 def test_mappings_are_entries_that_hold_the_frame() -> None:

@@ -52,6 +52,7 @@ class Path:
         start: every field at the start.
         steps: the steps.
         violation: the promise that the last step breaks, if any.
+        cause: why, where it is known: the rule that a mutation breaks.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Path:
     start: dict[str, str]
     steps: tuple[PathStep, ...]
     violation: Violation | None
+    cause: str = ""
 
     @property
     def choices(self) -> str:
@@ -66,10 +68,11 @@ class Path:
         return ",".join(str(step.choice) for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: title, threads, start, violation, choices, steps (thread, alternative, name, changes)."""
+        """For JSON: title, cause, threads, start, violation, choices, steps (thread, alternative, name, changes)."""
         violation = self.violation and {"invariant": self.violation.invariant, "sentence": self.violation.sentence}
         return {
             "title": self.title,
+            "cause": self.cause,
             "threads": list(self.threads),
             "violation": violation,
             "choices": self.choices,
@@ -86,7 +89,9 @@ class Path:
         }
 
 
-def trace(machine: Machine, choices: Sequence[Choice], title: str, violation: Violation | None = None) -> Path:
+def trace(
+    machine: Machine, choices: Sequence[Choice], title: str, violation: Violation | None = None, *, cause: str = ""
+) -> Path:
     """Follow `choices` through `machine`, and note what each step changes.
 
     `violation` is what the path is known to show, such as a deadlock, which no single step breaks; without it, what the
@@ -104,7 +109,7 @@ def trace(machine: Machine, choices: Sequence[Choice], title: str, violation: Vi
         steps.append(PathStep(step.choice, step.name, changes, after, threads))
         before, broken = after, step.broken
     scripts = tuple(map(_script_text, range(len(machine.workers)), machine.workers))
-    return Path(title, scripts, start, tuple(steps), violation or broken)
+    return Path(title, scripts, start, tuple(steps), violation or broken, cause)
 
 
 def _script_text(number: int, worker: Worker) -> str:

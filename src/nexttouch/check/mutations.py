@@ -52,6 +52,7 @@ class Mutation:
         return DESIGNS[self.design]().with_rules(**{**self.context, **self.broken})
 
 
+_FAULTS_OF_2006 = {"missing_locks_page": False}  # which map a page of a file that they have not locked
 _NO_SEM = {"anon_vma_safe": "reference"}  # a migration that holds no mmap_sem, as compaction and hot-unplug do
 
 _ALL = (
@@ -99,7 +100,6 @@ _ALL = (
         "I-COMPLETE",
         "mremap",
         source="486cf46f3f9b (2011)",
-        context=_NO_SEM,
     ),
     Mutation(
         "T06",
@@ -109,7 +109,6 @@ _ALL = (
         "I-COMPLETE",
         "mremap",
         source="948f017b0900 (2011)",
-        context=_NO_SEM,
     ),
     Mutation(
         "T07",
@@ -129,7 +128,15 @@ _ALL = (
         "I-COW",
         "fork",
         source="linux-mm, 14-18 April 2006",
-        context=_NO_SEM,
+    ),
+    Mutation(
+        "T09",
+        "migration entries drop write permission, and each store afterwards faults",
+        "D4",
+        {"keeps_write": False},
+        "I-PROT",
+        "alone",
+        source="linux-mm, 3 April 2006 (V1)",
     ),
     Mutation(
         "T10",
@@ -139,7 +146,6 @@ _ALL = (
         "I-PROT",
         "mprotect",
         source="4.9: vm_page_prot against rmap walks (2016), in the form that one area allows",
-        context=_NO_SEM,
     ),
     Mutation(
         "T12",
@@ -199,16 +205,6 @@ _ALL = (
         source="sparc64, 2023",
     ),
     Mutation(
-        "T19",
-        "the commit test does not look at the refcount",
-        "D1",
-        {"checks_references": False},
-        "I-SHARE",
-        "late",
-        "shared",
-        source="derived from a3351e525e47",
-    ),
-    Mutation(
         "T20",
         "the fault handler moves the page under the page table lock",
         "D3",
@@ -254,6 +250,15 @@ _ALL = (
         source="linux-mm, February 2006",
     ),
     Mutation(
+        "T24",
+        "a hinting fault drops write permission, and each store afterwards faults",
+        "mainline",
+        {"keeps_write": False},
+        "I-PROT",
+        "lazy-loads",
+        source="b191f9b106ea (4.0)",
+    ),
+    Mutation(
         "T26",
         "a fault maps the old page of a file between walk 1 and the change of the mapping; refcount and mapcount agree",
         "B",
@@ -261,6 +266,7 @@ _ALL = (
         "I-LOSTWRITE",
         "late",
         "shared",
+        context=_FAULTS_OF_2006,
     ),
     Mutation(
         "T27",
@@ -315,6 +321,15 @@ _ALL = (
     ),
     Mutation(
         "T35",
+        "walk 2 restores an entry that it read before it took the lock: what was unmapped since comes back",
+        "D4",
+        {"looks_again": False},
+        "I-TRUNC",
+        "munmap",
+        source="linux-mm, 3 April 2006 (V1), whose walks did",
+    ),
+    Mutation(
+        "T41",
         "walk 2 of the first version is refused, as the new page is not mapped yet: the entries stay",
         "D4-V1",
         {"restores_unmapped": False},
@@ -365,6 +380,16 @@ _ALL = (
         "shared",
     ),
     Mutation(
+        "B-H6",
+        "an unmap and a late fault cancel out: as many entries as walk 1 met, but another one, which is present",
+        "B",
+        {"missing_locks_page": False},
+        "I-LOSTWRITE",
+        "late-munmap",
+        "shared",
+        source="derived; found by the checker in spite of the count that closes T26",
+    ),
+    Mutation(
         "B-H8",
         "walk 2 is not repeated though the old page still has an entry",
         "B",
@@ -383,6 +408,15 @@ _ALL = (
     ),
     Mutation(
         "B-H13",
+        "a fault sets the present bit without the page lock, while the page is copied",
+        "B",
+        {"repairs_locked": False},
+        "I-LOSTWRITE",
+        "access",
+        "shared",
+    ),
+    Mutation(
+        "recheck",
         "the present bit is set without a second look at the entry",
         "B",
         {"rereads_entry": False},
@@ -445,6 +479,16 @@ _ALL = (
         "pin",
         source="derived",
     ),
+    Mutation(
+        "file-refs",
+        "the commit test does not look at the refcount, and a fault maps the old page of a file",
+        "D1",
+        {"checks_references": False},
+        "I-SHARE",
+        "late",
+        "shared",
+        source="derived from a3351e525e47",
+    ),
     Mutation("swap-count", "the same as T21-count of swap", "D1", {"counts_atomically": False}, "I-SWAP", "mappers"),
     Mutation("swap-insert", "the same as T37 of the swap cache", "D1", {"inserts_new": False}, "I-REF", "alone"),
     Mutation(
@@ -468,17 +512,14 @@ MUTATIONS: dict[str, Mutation] = {mutation.name: mutation for mutation in _ALL}
 """Races by id."""
 
 INEXPRESSIBLE: dict[str, str] = {
-    "T09": "lost write permission is a cost, not a broken promise: D1, D2 and D4-V1 report it",
     "T11": "nonlinear mappings (remap_file_pages) are not modelled: an area has one page at its own offset",
+    "T19": "refuted: the old page, if a fault maps it at all, has the same contents; else see file-refs",
     "T22": "batches of several locked pages are not modelled: a scenario has one page",
     "T23": "huge pages and their splitting are not modelled",
-    "T24": "lost write permission of hinting faults is a cost: no present design of the model drops it",
     "T25": "exclusive anonymous pages (5.19) are not modelled; that a pinned page stays is (pin)",
     "T38": "using a translation again after a fault would be hardware's: the CPUs of the model walk again",
-    "T41": "refuted for D1: without walk 2 entries stay swap entries, which is slow and right; for D4 see T35",
     "B-H3": "the same as T31",
     "B-H5": "the same as T26",
-    "B-H6": "refuted where nothing new can refer to the page: B passes, and its commit test reads both counters",
     "B-H9": "a page that reclaim cannot unmap is a cost, no broken promise",
     "B-H10": "areas without any access are not modelled",
     "B-H12": "the reverse map is walked by area here, whatever the new page says of itself",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidArgument
 from ..quantities import format_count
@@ -100,34 +100,34 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.most_states < 1:
         raise InvalidArgument("--most-states", f"is {options.most_states}, but has to be at least 1")
-    task, asked, heeded = _task(options)
-    for name, value in vars(options).items():
-        if name not in heeded | {"json"} and value != options.usual(name):
-            raise InvalidArgument(_shown(name), f"does not go with {asked}")
+    mode, takes, do = _mode(options)
+    for argument, value in vars(options).items():
+        if argument not in takes | _ALWAYS and value != options.usual(argument):
+            name = argument.upper() if argument in ("design", "scenario") else f"--{argument.replace('_', '-')}"
+            raise InvalidArgument(name, f"does not go with {mode}")
     try:
-        return task(options)
+        return do(options)
     finally:
         _progress("")
 
 
-def _task(options: argparse.Namespace) -> tuple[Callable[[argparse.Namespace], int], str, set[str]]:
-    """What to do, what asks for it, and the options that it heeds."""
-    if options.costs:
-        return _costs, "--costs", {"costs", "design"}
-    if options.mutations:
-        return _mutations, "--mutations", {"mutations"}
-    if options.random is not None:
-        return _random, "--random", {"random", "design", "seed"}
+_ALWAYS = {"costs", "mutations", "json"}  # the first two are ways of running it, in the order of `_mode`
+
+
+# The way of running it: whether it is meant, its name, what it takes, and what does it.
+def _mode(options: argparse.Namespace) -> tuple[str, set[str], Callable[[argparse.Namespace], int]]:
     one = {"design", "scenario", "kind", "arch", "rule", "most_states"}
-    if options.explain or options.html or options.replay:
-        return _explain, "--explain, --html or --replay", one | {"explain", "html", "replay"}
-    if _is_mutation(options.design):
-        return _mutation, f"{options.design}, a mutation, unless with --explain", {"design"}
-    return _check, "a search of designs", one | {"quick"}
-
-
-def _shown(name: str) -> str:
-    return name.upper() if name in ("design", "scenario") else f"--{name.replace('_', '-')}"
+    own = f"{options.design}, which has its own: --explain takes another"
+    ways: tuple[tuple[bool, str, set[str], Callable[[argparse.Namespace], int]], ...] = (
+        (options.costs, "--costs", {"design"}, _costs),
+        (options.mutations, "--mutations", set(), _mutations),
+        (options.random is not None, "--random", {"design", "rule", "random", "seed"}, _random),
+        (options.replay is not None, "--replay", one | {"explain", "html", "replay"}, _replay),
+        (bool(options.explain or options.html), "--explain and --html", one | {"explain", "html"}, _explain),
+        (_is_mutation(options.design), own, {"design"}, _mutation),
+        (True, "a search of designs", one | {"quick"}, _check),
+    )
+    return next((name, takes, do) for meant, name, takes, do in ways if meant)
 
 
 # ---- designs in scenarios ----
@@ -286,31 +286,44 @@ def _mutation(options: argparse.Namespace) -> int:
 # ---- one path ----
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from ..check.counterexample import trace
+    from ..check.explorer import Choice
+
+    chosen = _machines(options)[0]
+    return _show(trace(chosen.machine, Choice.parse(options.replay), chosen.title, cause=chosen.cause), options)
+
+
 def _explain(options: argparse.Namespace) -> int:
     from ..check.counterexample import trace
-    from ..check.explorer import Choice, explore
+    from ..check.explorer import explore
 
-    machine, title, only = _machine(options)
-    if options.replay:
-        path = trace(machine, Choice.parse(options.replay), title)
-    else:
-        result = explore(machine, only=only, most_states=options.most_states)
-        if not result.violation:
-            return _no_counterexample(title, result, options)
-        path = trace(machine, result.path, title, result.violation)
-    return _show(path, options)
-
-
-def _no_counterexample(title: str, result: Result, options: argparse.Namespace) -> int:
+    searched: list[dict[str, Any]] = []
+    for chosen in _machines(options):
+        result = explore(
+            chosen.machine,
+            most_states=options.most_states,
+            only=lambda violation: violation.invariant in chosen.promises,  # noqa: B023 (called in this turn only)
+        )
+        if result.violation:
+            path = trace(chosen.machine, result.path, chosen.title, result.violation, cause=chosen.cause)
+            return _show(path, options)
+        searched.append({"title": chosen.title, "states": result.states, "complete": result.complete})
+        if not options.json:
+            print(f"{chosen.title}: {_unbroken(chosen, result)}")
     if options.json:
-        found = {"title": title, "violation": None, "states": result.states, "complete": result.complete}
-        print(json.dumps(found))
-    else:
-        word = "every promise holds in all" if result.complete else "no promise was broken in the first"
-        outcome = "there is no counterexample" if result.complete else "the search was cut short"
-        unwritten = f"; {options.html} is not written" if options.html else ""
-        print(f"{title}: {word} {format_count(result.states)} states; {outcome}{unwritten}")
-    return 0 if result.complete else 1
+        print(json.dumps({"violation": None, "searched": searched}))
+    elif options.html:
+        print(f"{options.html} is not written")
+    return 0 if all(search["complete"] for search in searched) else 1
+
+
+def _unbroken(chosen: _Chosen, result: Result) -> str:
+    states = format_count(result.states)
+    if not result.complete:
+        return f"nothing was broken in the first {states} states; the search was cut short"
+    what = "every promise holds" if len(chosen.promises) > 1 else f"{min(chosen.promises)} holds"
+    return f"{what} in all {states} states; there is no counterexample"
 
 
 def _show(path: Path, options: argparse.Namespace) -> int:
@@ -334,41 +347,60 @@ def _show(path: Path, options: argparse.Namespace) -> int:
     return 1 if path.violation else 0
 
 
-def _machine(options: argparse.Namespace) -> tuple[Machine, str, Any]:
+class _Chosen(NamedTuple):
+    """One machine to explain: what it is, the promises to look for, and, of a mutation, what it breaks."""
+
+    machine: Machine
+    title: str
+    promises: frozenset[str]
+    cause: str
+
+
+def _machines(options: argparse.Namespace) -> list[_Chosen]:
+    """Each kind of page of a scenario, or of a mutation the one that it is about."""
     from ..check.mutations import MUTATIONS
+    from ..check.suite import all_cases
     from ..model.arch import ARCHES
     from ..model.designs import DESIGNS
-    from ..model.scenarios import SCENARIOS
+    from ..model.invariants import INVARIANTS
+    from ..model.scenarios import KINDS, SCENARIOS
 
     _known_arch(options.arch)
     if options.design is None:
         raise InvalidArgument("DESIGN", "has to be given: which design or mutation is to be explained?")
-    mutation = MUTATIONS.get(options.design)
+    mutation, cause = MUTATIONS.get(options.design), ""
     if mutation:
-        scenario, kind, design = (
-            options.scenario or mutation.scenario,
-            options.kind or mutation.kind,
-            mutation.broken_design,
-        )
-        broken = mutation.breaks
-        only = lambda violation: violation.invariant == broken  # noqa: E731
+        _known("SCENARIO", options.scenario, SCENARIOS)
+        _known("--kind", options.kind, KINDS)
+        scenario = SCENARIOS[options.scenario or mutation.scenario]
+        kind = options.kind or (mutation.kind if mutation.kind in scenario.kinds else scenario.kinds[0])
+        if kind not in scenario.kinds or not scenario.applies(mutation.broken_design):
+            raise InvalidArgument("SCENARIO", f"{scenario.name} does not apply to {mutation.design} in this way")
+        places = [(scenario.name, kind)]
+        design, promises = mutation.broken_design, frozenset({mutation.breaks})
+        rules = ", ".join(f"{rule}={_value(value)}" for rule, value in {**mutation.context, **mutation.broken}.items())
+        cause = f"{mutation.design} with {rules}: {mutation.title}."
     else:
-        case = _chosen(options, _every_case())[0]
-        scenario, kind, design = case.scenario, case.kind, DESIGNS[case.design]()
-        weak = set(design.weaknesses)
-        only = lambda violation: violation.invariant not in weak  # noqa: E731
+        cases = _chosen(options, all_cases())
         if options.scenario is None:
             raise InvalidArgument("SCENARIO", f"has to be given, one of {', '.join(SCENARIOS)}")
-    _known("SCENARIO", scenario, SCENARIOS)
+        places = [(case.scenario, case.kind) for case in cases]
+        design = DESIGNS[options.design]()
+        promises = frozenset(INVARIANTS) - set(design.weaknesses)
     design = design.with_rules(**_rules(options))
-    machine = SCENARIOS[scenario].machine(design, kind, ARCHES[options.arch])
-    return machine, f"{options.design}, {scenario}, {kind} page", only
+    return [
+        _Chosen(
+            SCENARIOS[name].machine(design, kind, ARCHES[options.arch]),
+            f"{options.design}, {name}, {kind} page",
+            promises,
+            cause,
+        )
+        for name, kind in places
+    ]
 
 
-def _every_case() -> list[Case]:
-    from ..check.suite import all_cases
-
-    return all_cases()
+def _value(value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 # ---- costs ----
@@ -448,7 +480,7 @@ def _random(options: argparse.Namespace) -> int:
             continue
         steps, found = 0, []
         for seed in range(options.seed, options.seed + options.random):
-            gone = walk(large_machine(design(), seed), seed)
+            gone = walk(large_machine(design().with_rules(**_rules(options)), seed), seed)
             steps += gone.steps
             if gone.violation and gone.violation.invariant not in design.refuted:
                 found.append(gone)

@@ -42,7 +42,7 @@ def _walk(vm: VM, thread: Thread, store: bool) -> _Wait | None:
         return fault(vm, thread, store)
     if not entry.accessed or (store and not entry.dirty):
         vm.events["bits_set"] += 1
-        vm.set_entry(thread.mm, va, entry._replace(accessed=True, dirty=entry.dirty or store))
+        vm.set_bits(thread.mm, va, entry._replace(accessed=True, dirty=entry.dirty or store))
     vm.touched[thread.mm][va] = True
     vm.tlbs[thread.id][va] = Translation(entry.number, entry.write, store or entry.dirty)
     return None
@@ -56,7 +56,7 @@ def _set_dirty(vm: VM, thread: Thread, translation: Translation) -> _Wait | None
         vm.tlbs[thread.id][va] = None
         return None
     vm.events["bits_set"] += 1
-    vm.set_entry(thread.mm, va, entry._replace(accessed=True, dirty=True))
+    vm.set_bits(thread.mm, va, entry._replace(accessed=True, dirty=True))
     vm.touched[thread.mm][va] = True
     vm.tlbs[thread.id][va] = translation._replace(dirty=True)
     return None

@@ -37,15 +37,18 @@ class Rules:
         waiter_locks_table: whoever waits for a page reads its entry under the page table lock before it uses the frame.
         waiter_sleeps: waiting is sleeping on the page lock, not redoing the fault until it is over.
         waiter_holds_reference: a waiter keeps the page's refcount raised while it sleeps.
+        repairs_locked: the fault handler locks the page before it sets the present bit again.
         rereads_entry: the fault handler reads the entry again when it has what it waited for.
         anon_vma_safe: what keeps the anon_vma alive during a migration: "mmap_sem", "mapcount", "reference", "nothing".
         restores_unmapped: walk 2 also happens for pages whose mapcount is 0.
         looks_under_lock: walk 2 takes the page table lock before it looks at an entry.
+        looks_again: what walk 2 has seen without that lock it reads again.
         child_behind: fork and mremap put the new area behind the old one in the reverse map.
         skips_unfinished_stack: walk 1 leaves alone an area that exec is still moving.
         demotes_in_child: fork makes entries that are not present read-only in parent and child.
         protects_hidden: mprotect makes migration entries read-only.
         keeps_area_protection: walk 2 gives no more permission than the area has now.
+        keeps_write: migration entries and hinting faults give write permission back.
         keeps_bits: migration entries keep the accessed and the dirty bit, if the design has them.
         counts_rss: fork and unmap count entries that are not present.
         counts_atomically: the count of a cache's entry is read and written in one atomic operation.
@@ -82,15 +85,18 @@ class Rules:
     waiter_locks_table: bool = True
     waiter_sleeps: bool = True
     waiter_holds_reference: bool = False
+    repairs_locked: bool = True
     rereads_entry: bool = True
     anon_vma_safe: str = "mmap_sem"
     restores_unmapped: bool = True
     looks_under_lock: bool = True
+    looks_again: bool = True
     child_behind: bool = True
     skips_unfinished_stack: bool = True
     demotes_in_child: bool = True
     protects_hidden: bool = True
     keeps_area_protection: bool = True
+    keeps_write: bool = True
     keeps_bits: bool = True
     counts_rss: bool = True
     counts_atomically: bool = True
@@ -142,12 +148,14 @@ class Design:
         name: short name.
         title: what it is.
         source: where it was described.
-        claims: what it says it keeps: "write", "accessed", "dirty", "file entries".
+        claims: what it says it keeps: "write", "accessed", "dirty" (in the entry or in the page), "dirty entries",
+            "file entries".
         eager: it moves pages at once.
         lazy: it marks pages, and moves them when they are touched.
         kinds: the kinds of pages that it has to do with.
         flushes_each: walk 1 flushes for each entry; else once behind the walk.
         counts_hidden: an entry that is neither present nor gone counts in the rss.
+        gives_up: why a migration can fail though only its own waiters stand in its way: a cost; empty: it must not.
         weaknesses: promises that it does not make, with what happens instead: a cost, no failure.
         refuted: promises that it makes and breaks, with why.
         slot_kind, slot_invariant: what entries of its cache are, and the promise about their count.
@@ -164,6 +172,7 @@ class Design:
     counts_hidden = True
     slot_kind = Kind.SWAP
     slot_invariant = "I-SWAP"
+    gives_up = ""
     weaknesses: Mapping[str, str] = MappingProxyType({})
     refuted: Mapping[str, str] = MappingProxyType({})
 
@@ -196,6 +205,10 @@ class Design:
     def mark_entry(self, vm: VM, mm: int, va: int, entry: Entry) -> Entry:
         """Turn a present entry into a trap."""
         raise AssertionError(f"{self.name} does not mark pages: {entry}")
+
+    def is_trap(self, entry: Entry) -> bool:
+        """Whether an entry may be one that was marked, or that a move has concealed in the same way."""
+        return False
 
     # ---- moving ----
 

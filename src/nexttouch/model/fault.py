@@ -10,7 +10,7 @@ from .entry import Entry, Kind
 from .locks import lock_page, lock_table, read_unlock, unlock_page, unlock_table
 from .thread import WAIT, Thread, _Wait
 from .tlb import flush
-from .vm import ANON, FILE, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
+from .vm import ANON, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
 
 __all__ = ["fault_missing", "fault_write"]
 
@@ -43,6 +43,7 @@ def _wait_for_found(vm: VM, thread: Thread) -> _Wait | None:
         vm.mark("a lookup waits for the page lock")
         return WAIT
     if vm.page_cache != thread.frame:
+        vm.mark("a page has left the file")
         unlock_page(vm, thread.id, thread.frame)
         vm.put(thread.frame)
         redo(vm, thread)
@@ -62,8 +63,6 @@ def _map_found(vm: VM, thread: Thread) -> _Wait | None:
     if vm.frames[frame].locked_by == thread.id + 1:
         unlock_page(vm, thread.id, frame)
     if vm.entry(mm, va).kind is Kind.NONE and vm.file_size > 0:
-        if vm.frames[frame].mapping == FILE and vm.page_cache != frame:
-            vm.mark("a page that has left the page cache is mapped")
         vm.set_entry(mm, va, Entry(Kind.PRESENT, frame, write=area.shared and area.write))
         vm.map(frame, from_held=True)
         vm.rss[mm] += 1

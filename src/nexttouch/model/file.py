@@ -51,7 +51,7 @@ def _read_word(vm: VM, thread: Thread) -> None:
     found, word = vm.alive_frame(thread.frame, "read"), thread.operation.word
     if not found.flags & UPTODATE:
         raise Broken("I-UPTODATE", f"read copies from frame {thread.frame}, whose contents are not there yet")
-    if vm.page_cache == thread.frame and found.words[word] != vm.file_words[word]:
+    if vm.page_cache != NO_FRAME and found.words[word] != vm.file_words[word]:
         raise Broken("I-STALE", f"read returns {found.words[word]}, where {vm.file_words[word]} was written")
     vm.flag(thread.frame, on=REFERENCED)
     vm.put(thread.frame)
@@ -72,6 +72,7 @@ def _write_locked(vm: VM, thread: Thread) -> _Wait | None:
     if vm.page_cache == thread.frame:
         thread.then(_write_word)
     else:
+        vm.mark("a page has left the file")
         unlock_page(vm, thread.id, thread.frame)
         vm.put(thread.frame)
         thread.begin_again()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from .entry import Entry, Kind
 from .file import TRUNCATED
 from .violation import Violation
-from .vm import ANON, DIRTY, FREE, ISOLATED, LRU, NO_FRAME, SWAPCACHE, UPTODATE, VM, Words
+from .vm import ANON, DIRTY, FREE, ISOLATED, LRU, NO_FRAME, SWAPCACHE, UNMAPPED, UPTODATE, VM, Words
 
 __all__ = ["INVARIANTS", "broken_at_the_end", "broken_in"]
 
@@ -24,12 +24,12 @@ INVARIANTS: dict[str, str] = {
     "I-UAF": "nobody uses a frame or an anon_vma that is free",
     "I-COW": "what one address space stores in a private page no other sees",
     "I-SHARE": "all entries of a page of a shared file map the frame that the page cache has",
-    "I-MAPPING": "an entry of a file maps the frame that the page cache has",
-    "I-TRUNC": "after truncate no entry maps the page",
+    "I-MAPPING": "an entry of a file maps the frame that the page cache has, and stays, where the design says so",
+    "I-TRUNC": "after truncate no entry maps the page, and what has been unmapped does not come back",
     "I-PIN": "a page that a device writes to stays in its frame",
     "I-DIRTY": "a page with stores that are not written out is dirty",
     "I-ACC": "an accessed bit is kept, where the design says so",
-    "I-PROT": "no entry allows more than its area",
+    "I-PROT": "no entry allows more than its area; write permission is kept, where the design says so",
     "I-UPTODATE": "nobody sees a frame whose contents are not there yet",
     "I-FLAGS": "the flags of a page move along",
     "I-MAP": "the mapcount is the number of entries that map the frame",
@@ -40,7 +40,7 @@ INVARIANTS: dict[str, str] = {
     "I-FRAMES": "a frame is free, or in use, and on one list at most",
     "I-LEAK": "at the end every frame that is not free is mapped or cached",
     "I-COMPLETE": "when a page has moved, no entry of the old one is left",
-    "I-LOCK": "while there is a migration entry, its page is locked",
+    "I-LOCK": "while there is a migration entry, its page is locked; who changes an entry or walks has the lock for it",
     "I-ORDER": "locks are taken in their order",
     "I-SLEEP": "nobody sleeps with a spinlock held",
     "I-DEADLOCK": "no thread waits for ever",
@@ -169,6 +169,9 @@ def _sharing(vm: VM, entries: _Entries) -> Violation | None:
 
 
 def _file(vm: VM, entries: _Entries) -> Violation | None:
+    for (mm, va), entry in entries:
+        if vm.areas[mm][va] == UNMAPPED and entry.kind is not Kind.NONE:
+            return Violation("I-TRUNC", f"address space {mm} has an entry at {va}, where nothing is mapped any more")
     if vm.file_size == TRUNCATED:
         return _truncated(vm, entries)
     quiet = not any(vm.spinlocks) and not any(frame.locked_by for frame in vm.frames)

@@ -14,6 +14,7 @@ from .arch import ARCHES, Arch
 from .design import Design
 from .entry import NOTHING, Entry, Kind
 from .invariants import broken_at_the_end, broken_in
+from .kept import LEAVE_ENTRIES, lost_of_entries
 from .migrate import migrate
 from .move import Move, State
 from .thread import WAIT, Operation, Step, Thread
@@ -132,13 +133,16 @@ class Machine:
         if self.ended(number, local):
             return ()
         vm = self.vm(shared)
+        vm.stepping = number + 1
         thread = Thread(local, number, worker.mm, worker.node, worker.script)
         if (
             not vm.alive[worker.mm] and not local[0] and worker.mm >= self.page.mappers + self.page.unmapped
         ):  # a child that is not forked yet
             return ()
         operation = thread.operation.name
-        moving = not thread.steps and any(frame.locked_by not in (0, number + 1) for frame in vm.frames)
+        begins = not thread.steps
+        moving = begins and any(frame.locked_by not in (0, number + 1) for frame in vm.frames)
+        marked = begins and self.design.lazy and any(self.design.is_trap(vm.entry(*place)) for place in vm.places())
         step = thread.steps.pop() if thread.steps else OPERATIONS[operation]
         name = _step_name(step, operation)
         try:
@@ -151,6 +155,8 @@ class Machine:
             return ()
         if moving:
             self.marks.add(f"{operation} while the page moves")
+        if marked:
+            self.marks.add(f"{operation} while the page is marked")
         if len(thread.results) > len(local[2]):
             self.marks.add(f"{operation}: {thread.results[-1]}")
         return (Move(name, vm.frozen(), thread.frozen(), vm.complaint),)
@@ -166,12 +172,18 @@ class Machine:
     def broken_end(self, shared: State, locals_: tuple[State, ...]) -> Violation | None:
         """The promise that the end breaks, if it does."""
         if self.free and locals_[0][2] == ("EAGAIN",):
-            return Violation(
-                "I-PROGRESS", "the migration gives up, though nothing but its own waiters stood in its way"
-            )
+            if not self.design.gives_up:
+                return Violation(
+                    "I-PROGRESS", "the migration gives up, though nothing but its own waiters stood in its way"
+                )
+            self.marks.add(f"cost: {self.design.gives_up}")
         vm = self.vm(shared)
-        marked = any(operation.name == "mark" for worker in self.workers for operation in worker.script)
-        if not marked and any(vm.entry(*place).kind is Kind.VALID_NONPRESENT for place in vm.places()):
+        names = {operation.name for worker in self.workers for operation in worker.script}
+        if names <= LEAVE_ENTRIES:
+            lost = lost_of_entries(self.vm(_initial(self)), vm, failed=bool({"EAGAIN", "ENOMEM"} & set(locals_[0][2])))
+            if lost:
+                return lost
+        if "mark" not in names and any(vm.entry(*place).kind is Kind.VALID_NONPRESENT for place in vm.places()):
             return Violation("I-ROLLBACK", "a migration has failed, and left entries that are not present")
         return broken_at_the_end(vm)
 

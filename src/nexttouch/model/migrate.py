@@ -200,6 +200,8 @@ def _conceal_flushed(vm: VM, thread: Thread) -> None:
 
 # The next place of the walk; one that cannot map the page is passed over without a step.
 def _place(vm: VM, thread: Thread) -> tuple[int, int] | None:
+    if vm.rmap_lock != thread.id + 1:
+        raise Broken("I-LOCK", f"thread {thread.id} walks the reverse map without its lock")
     mapping = vm.frames[thread.frame].mapping
     while thread.position < len(vm.order):
         mm, va = vm.order[thread.position]
@@ -320,15 +322,33 @@ def _reveal(vm: VM, thread: Thread) -> _Wait | None:
         thread.position += 1  # not ours, as far as can be seen from here
         thread.then(_reveal)
         return None
+    if not design.rules.looks_again and design.is_hidden(vm, entry, thread.frame):
+        thread.entry = entry
+        thread.then(_reveal_late)
+        return None
     if vm.spinlocks[place[0]]:
         return WAIT
+    _write_revealed(vm, thread, place, entry)
+    return None
+
+
+# The entry was read before: what others have made of it since is lost.
+def _reveal_late(vm: VM, thread: Thread) -> _Wait | None:
+    place = _place(vm, thread)
+    assert place is not None
+    if vm.spinlocks[place[0]]:
+        return WAIT
+    _write_revealed(vm, thread, place, thread.entry)
+    return None
+
+
+def _write_revealed(vm: VM, thread: Thread, place: tuple[int, int], entry: Entry) -> None:
     vm.events["rmap_steps"] += 1
     thread.position += 1
-    if design.is_hidden(vm, entry, thread.frame):
+    if vm.design.is_hidden(vm, entry, thread.frame):
         to = thread.new if thread.why == "moved" else thread.frame
-        vm.set_entry(*place, design.reveal(vm, place, entry, thread.frame, to))
+        vm.set_entry(*place, vm.design.reveal(vm, place, entry, thread.frame, to))
     thread.then(_reveal)
-    return None
 
 
 def _check_walk_2(vm: VM, thread: Thread) -> None:
@@ -375,6 +395,8 @@ def _put_back(vm: VM, thread: Thread) -> None:
     vm.flag(thread.frame, off=ISOLATED, on=0 if thread.why == "moved" else LRU)
     vm.put(thread.frame)
     if thread.lazy:
+        if thread.why == "moved":
+            vm.mark("a fault has moved the page")
         vm.put(thread.frame)
         redo(vm, thread)
         return

@@ -49,7 +49,10 @@ class Scenario:
         mappers, spaces, addresses, unmapped, stack, frames: as of `Page`.
         first: what thread 0 does: "migrate", "mark", "mark twice", "mark and load", or "both": it marks, and another
             thread migrates.
+        dirty: whether the page is dirty in the beginning.
         free: nothing stands in the migration's way but its own waiters (and copy-on-write): it has to succeed.
+        outside: the migration holds no mmap_sem, as that of compaction or of hot-unplug: else none that holds one could
+            overlap with a system call that changes the address space.
         sometimes: marks that have to be come upon, or the race was not entered.
     """
 
@@ -64,7 +67,9 @@ class Scenario:
     stack: bool = False
     frames: tuple[int, ...] = (2, 2)
     first: str = "migrate"
+    dirty: bool = False
     free: bool = False
+    outside: bool = False
     sometimes: tuple[str, ...] = ()
 
     def applies(self, design: Design) -> bool:
@@ -80,6 +85,8 @@ class Scenario:
 
     def machine(self, design: Design, kind: str, arch: Arch | None = None) -> Machine:
         """The scenario under a design, with a page of one kind."""
+        if self.outside and design.rules.anon_vma_safe == "mmap_sem":
+            design = design.with_rules(anon_vma_safe="reference")
         page = Page(
             kind,
             self.mappers,
@@ -87,6 +94,7 @@ class Scenario:
             self.addresses,
             unmapped=self.unmapped,
             stack=self.stack,
+            dirty=self.dirty,
             frames=self.frames,
         )
         first = _FIRST[self.first]
@@ -111,14 +119,19 @@ _REMAP = (Worker((_store(0, 11), Operation("mremap", value=1), _load(0, va=1), _
 _TRUNCATE = (Worker((_store(0, 11), Operation("truncate"))), Worker((_store(1, 12),)))
 _WRITE = (Worker((Operation("write", word=0, value=11), Operation("read", word=1))), Worker((_store(1, 12), _load(0))))
 _PIN = (Worker((Operation("pin", word=0, value=11), _load(0))), Worker((_store(1, 12), _load(0))))
+_LATE_MUNMAP = (Worker((Operation("munmap"),)), Worker((_store(0, 11), _load(1)), mm=1))
+_LATE_TRUNCATE = (Worker((Operation("truncate"),)), Worker((_store(1, 12),), mm=1))
+_TRUNCATE_FILE = (
+    Worker((Operation("truncate"),)),
+    Worker((Operation("write", word=0, value=11), Operation("read", word=1))),
+)
 _RECLAIM = (Worker((Operation("reclaim"),), node=0), Worker((_store(0, 11), _load(0))))
 
 
 _MOVED = "migrate: moved"
-_MARKED = "a page is marked"
 
 _ALL: tuple[Scenario, ...] = (
-    Scenario("alone", "nobody else is there", (), free=True, sometimes=(_MOVED,)),
+    Scenario("alone", "nobody else is there", (), dirty=True, free=True, sometimes=(_MOVED,)),
     Scenario(
         "access",
         "two threads store and load",
@@ -148,7 +161,8 @@ _ALL: tuple[Scenario, ...] = (
         "a process forks; parent and child store",
         _FORK,
         spaces=2,
-        sometimes=("fork: done", "store while the page moves", _MOVED),
+        outside=True,
+        sometimes=("fork while the page moves", "store while the page moves", _MOVED),
     ),
     Scenario(
         "exit",
@@ -168,13 +182,15 @@ _ALL: tuple[Scenario, ...] = (
         "munmap",
         "the page is unmapped while another thread stores",
         _MUNMAP,
-        sometimes=("munmap: done", "store: SIGSEGV", "migrate: ENOENT", _MOVED),
+        outside=True,
+        sometimes=("munmap while the page moves", "store: SIGSEGV", "migrate: ENOENT", _MOVED),
     ),
     Scenario(
         "mprotect",
         "the page is made read-only while another thread stores",
         _PROTECT,
-        sometimes=("mprotect: done", "store: SIGSEGV", _MOVED),
+        outside=True,
+        sometimes=("mprotect while the page moves", "store: SIGSEGV", _MOVED),
     ),
     Scenario(
         "late",
@@ -186,6 +202,16 @@ _ALL: tuple[Scenario, ...] = (
         sometimes=("a lookup waits for the page lock", _MOVED),
     ),
     Scenario(
+        "late-munmap",
+        "one process unmaps the page while another one touches it for the first time",
+        _LATE_MUNMAP,
+        kinds=("shared",),
+        spaces=2,
+        unmapped=1,
+        outside=True,
+        sometimes=("munmap while the page moves", "store while the page moves", _MOVED),
+    ),
+    Scenario(
         "exec",
         "exec moves a stack to where it will be",
         (Worker((Operation("exec", value=1), _load(0, va=1))),),
@@ -194,13 +220,36 @@ _ALL: tuple[Scenario, ...] = (
         stack=True,
         sometimes=("exec while the page moves", _MOVED),
     ),
-    Scenario("mremap", "the page is moved to another address", _REMAP, addresses=2, sometimes=("mremap: done", _MOVED)),
+    Scenario(
+        "mremap",
+        "the page is moved to another address",
+        _REMAP,
+        addresses=2,
+        outside=True,
+        sometimes=("mremap while the page moves", _MOVED),
+    ),
     Scenario(
         "truncate",
         "the file is truncated while another thread stores",
         _TRUNCATE,
         kinds=("shared",),
         sometimes=("truncate waits for the page lock", "store: SIGBUS", "migrate: gone", _MOVED),
+    ),
+    Scenario(
+        "truncate-late",
+        "the file is truncated while a process touches the page for the first time",
+        _LATE_TRUNCATE,
+        kinds=("shared",),
+        spaces=2,
+        unmapped=1,
+        sometimes=("truncate while the page moves", "a page has left the file", "store: SIGBUS", _MOVED),
+    ),
+    Scenario(
+        "truncate-file",
+        "the file is truncated beside write(2) and read(2)",
+        _TRUNCATE_FILE,
+        kinds=("shared",),
+        sometimes=("truncate while the page moves", "a page has left the file", "write: end of file", _MOVED),
     ),
     Scenario(
         "file",
@@ -249,28 +298,40 @@ _ALL: tuple[Scenario, ...] = (
         sometimes=("migrate: ENOMEM",),
     ),
     Scenario(
-        "lazy-access", "two threads touch marked pages", _TWO_WRITERS, first="mark", sometimes=(_MARKED, "store: done")
+        "lazy-loads",
+        "two threads on different nodes load from marked pages",
+        (Worker((_load(0),), node=0), Worker((_load(1),), node=1)),
+        first="mark",
+        dirty=True,
+        sometimes=("load while the page is marked",),
+    ),
+    Scenario(
+        "lazy-access",
+        "two threads touch marked pages",
+        _TWO_WRITERS,
+        first="mark",
+        sometimes=("store while the page is marked", "load while the page is marked"),
     ),
     Scenario(
         "lazy-reader",
         "one thread reads marked pages while two store",
         (Worker((_store(1, 12),)), Worker((_store(0, 11),))),
         first="mark and load",
-        sometimes=(_MARKED, "load: done"),
+        sometimes=("load while the page is marked", "store while the page is marked"),
     ),
     Scenario(
         "lazy-again",
         "the page is marked twice while threads on both nodes store",
         (Worker((_store(0, 11),), node=0), Worker((_store(1, 12),), node=1)),
         first="mark twice",
-        sometimes=(_MARKED, "store: done"),
+        sometimes=("mark while the page is marked", "store while the page is marked"),
     ),
     Scenario(
         "lazy-nodes",
         "two threads on different nodes touch marked pages",
         (Worker((_store(0, 11), _load(1)), node=0), Worker((_load(0), _store(1, 12)), node=1)),
         first="mark",
-        sometimes=(_MARKED, "store: done"),
+        sometimes=("store while the page is marked", "load while the page is marked"),
     ),
     Scenario(
         "lazy-mappers",
@@ -279,7 +340,7 @@ _ALL: tuple[Scenario, ...] = (
         mappers=2,
         spaces=2,
         first="mark",
-        sometimes=(_MARKED, "store: done"),
+        sometimes=("store while the page is marked", "load while the page is marked"),
     ),
     Scenario(
         "lazy-fork",
@@ -287,7 +348,7 @@ _ALL: tuple[Scenario, ...] = (
         _FORK,
         spaces=2,
         first="mark",
-        sometimes=(_MARKED, "fork: done"),
+        sometimes=("fork while the page is marked", "store while the page is marked"),
     ),
     Scenario(
         "lazy-exit",
@@ -296,21 +357,21 @@ _ALL: tuple[Scenario, ...] = (
         mappers=2,
         spaces=2,
         first="mark",
-        sometimes=(_MARKED, "exit: done"),
+        sometimes=("exit while the page is marked",),
     ),
     Scenario(
         "lazy-munmap",
         "a page is unmapped while it is marked",
         _MUNMAP,
         first="mark",
-        sometimes=(_MARKED, "munmap: done", "store: SIGSEGV"),
+        sometimes=("munmap while the page is marked", "store: SIGSEGV"),
     ),
     Scenario(
         "lazy-mprotect",
         "a page is made read-only while it is marked",
         _PROTECT,
         first="mark",
-        sometimes=(_MARKED, "mprotect: done", "store: SIGSEGV"),
+        sometimes=("mprotect while the page is marked", "store: SIGSEGV"),
     ),
     Scenario(
         "lazy-mremap",
@@ -318,7 +379,7 @@ _ALL: tuple[Scenario, ...] = (
         _REMAP,
         addresses=2,
         first="mark",
-        sometimes=(_MARKED, "mremap: done"),
+        sometimes=("mremap while the page is marked",),
     ),
     Scenario(
         "lazy-truncate",
@@ -326,7 +387,7 @@ _ALL: tuple[Scenario, ...] = (
         _TRUNCATE,
         kinds=("shared",),
         first="mark",
-        sometimes=(_MARKED, "truncate: done", "store: SIGBUS"),
+        sometimes=("truncate while the page is marked", "store: SIGBUS"),
     ),
     Scenario(
         "lazy-file",
@@ -334,7 +395,7 @@ _ALL: tuple[Scenario, ...] = (
         _WRITE,
         kinds=("shared",),
         first="mark",
-        sometimes=(_MARKED, "write: done", "read: done"),
+        sometimes=("write while the page is marked", "read while the page is marked"),
     ),
     Scenario(
         "lazy-pin",
@@ -342,7 +403,7 @@ _ALL: tuple[Scenario, ...] = (
         _PIN,
         kinds=("anonymous", "shared"),
         first="mark",
-        sometimes=(_MARKED, "a page is pinned"),
+        sometimes=("pin while the page is marked", "a page is pinned"),
     ),
     Scenario(
         "lazy-reclaim",
@@ -350,14 +411,19 @@ _ALL: tuple[Scenario, ...] = (
         _RECLAIM,
         kinds=("anonymous",),
         first="mark",
-        sometimes=(_MARKED, "reclaim: swapped out"),
+        sometimes=("reclaim while the page is marked", "reclaim: swapped out"),
     ),
     Scenario(
         "lazy-eager",
         "a marked page is migrated at once by somebody else",
         (Worker((Operation("migrate", node=1),), node=0), Worker((_store(0, 11), _load(0)))),
         first="both",
-        sometimes=(_MARKED, "a fault moves the page", "a fault waits for a migration", _MOVED),
+        sometimes=(
+            "migrate while the page is marked",
+            "a fault has moved the page",
+            "a fault waits for a migration",
+            _MOVED,
+        ),
     ),
 )
 

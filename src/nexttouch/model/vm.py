@@ -155,6 +155,7 @@ class VM:
         "sems",
         "slots",
         "spinlocks",
+        "stepping",
         "tables",
         "tlbs",
         "touched",
@@ -197,6 +198,8 @@ class VM:
         self.arch = arch
         self.running = running
         self.events = events
+        self.stepping = 0
+        """The thread that takes a step, + 1; 0: nobody does."""
         self.marks: list[str] = []
         self.complaint: Violation | None = None
 
@@ -226,7 +229,17 @@ class VM:
         return self.arch.decode(self.tables[mm][va])
 
     def set_entry(self, mm: int, va: int, entry: Entry) -> None:
-        """Write an entry."""
+        """Write an entry, as the kernel does.
+
+        Raises:
+            Broken: I-LOCK: another thread holds the lock of the page table.
+        """
+        if self.spinlocks[mm] not in (0, self.stepping):
+            raise Broken("I-LOCK", f"an entry changes whose page table thread {self.spinlocks[mm] - 1} has locked")
+        self.set_bits(mm, va, entry)
+
+    def set_bits(self, mm: int, va: int, entry: Entry) -> None:
+        """Write an entry, as hardware does: it asks for no lock."""
         self.tables[mm][va] = self.arch.encode(entry)
         self.events["page_table_writes"] += 1
 

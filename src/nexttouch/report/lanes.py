@@ -42,7 +42,8 @@ def text(path: Path, width: int, promises: Mapping[str, str]) -> str:
 
 
 def _cause(path: Path, promises: Mapping[str, str], width: int) -> list[str]:
-    return [line for sentence in sentences(path, promises) for line in _wrapped(sentence, width, "", "")]
+    said = (path.cause, *sentences(path, promises))
+    return [line for sentence in said for line in _wrapped(sentence, width, "", "")]
 
 
 def sentences(path: Path, promises: Mapping[str, str]) -> tuple[str, str]:

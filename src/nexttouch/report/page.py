@@ -37,7 +37,7 @@ def page(path: Path, promises: Mapping[str, str]) -> str:
         "LAST": str(len(path.steps)),
         "VERDICT": "broken" if path.violation else "kept",
         "CAUSE": cause,
-        "PROMISE": promise,
+        "PROMISE": f"{promise} {html.escape(path.cause)}".strip(),
         "SCRIPTS": "".join(_script(path, number, script) for number, script in enumerate(path.threads)),
         "LANES": "".join(_step(path, number) for number in range(len(path.steps) + 1)),
         "REPLAY": replay,

@@ -20,8 +20,9 @@ class Mainline(MigrationEntries):
     name = "mainline"
     title = "migration entries with accessed and dirty bits, hinting faults (6.x)"
     source = "mm/migrate.c, mm/memory.c (6.10)"
-    claims = frozenset({"write", "accessed", "dirty", "file entries"})
+    claims = frozenset({"write", "accessed", "dirty", "dirty entries", "file entries"})
     lazy = True
+    gives_up = ""
     flushes_each = False
 
     @classmethod
@@ -36,6 +37,10 @@ class Mainline(MigrationEntries):
     def mark_entry(self, vm: VM, mm: int, va: int, entry: Entry) -> Entry:
         """change_prot_numa: no access, but everything else is kept."""
         return entry._replace(kind=Kind.VALID_NONPRESENT)
+
+    def is_trap(self, entry: Entry) -> bool:
+        """Without access."""
+        return entry.kind is Kind.VALID_NONPRESENT
 
     def migration_entry(self, entry: Entry) -> Entry:
         """SWP_MIG_YOUNG and SWP_MIG_DIRTY (6.1)."""
@@ -62,7 +67,8 @@ def _fault_hint(vm: VM, thread: Thread) -> _Wait | None:
             return None
         vm.change(thread.frame, locked_by=0)
         vm.put(thread.frame)
-    vm.set_entry(mm, va, entry._replace(kind=Kind.PRESENT, accessed=True))
+    write = entry.write and vm.design.rules.keeps_write
+    vm.set_entry(mm, va, entry._replace(kind=Kind.PRESENT, write=write, accessed=True))
     vm.touched[mm][va] = True
     redo(vm, thread)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..entry import Kind
+from ..entry import Entry, Kind
 from ..locks import lock_page, may_sleep, read_lock, read_unlock, unlock_page
 from ..migrate import conceal_entries
 from ..thread import WAIT, Step, Thread, _Wait
@@ -26,6 +26,10 @@ class MigrateOnFault(SwapEntries):
     def mark(self) -> Step:
         """migrate_pages_unmap_only."""
         return _mark
+
+    def is_trap(self, entry: Entry) -> bool:
+        """One that names a slot."""
+        return entry.kind is self.slot_kind
 
     def move_found(self, vm: VM, thread: Thread) -> None:
         """check_migrate_misplaced_page: the page is locked, and nobody maps it."""

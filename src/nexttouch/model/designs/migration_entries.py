@@ -21,7 +21,7 @@ class MigrationEntries(Design):
     source = "0697212a411c and its follow-ups"
     claims = frozenset({"write", "dirty", "file entries"})
 
-    weaknesses = MappingProxyType({"I-PROGRESS": "waiters raise the refcount of the page, and the migration gives up"})
+    gives_up = "waiters raise the refcount of the page, and the migration gives up"
 
     @classmethod
     def usual_rules(cls) -> Rules:
@@ -43,7 +43,7 @@ class MigrationEntries(Design):
 
     def migration_entry(self, entry: Entry) -> Entry:
         """What stands for `entry` while its page moves."""
-        return Entry(Kind.MIGRATION, entry.number, write=entry.write)
+        return Entry(Kind.MIGRATION, entry.number, write=entry.write and self.rules.keeps_write)
 
     def is_hidden(self, vm: VM, entry: Entry, frame: int) -> bool:
         """A migration entry of the frame."""
@@ -103,6 +103,7 @@ class SwaplessV2(SwaplessV1):
     title = "swapless migration, second version (13 April 2006): faults yield until the page has moved"
     source = "linux-mm, 13 April 2006"
     counts_hidden = False
+    gives_up = ""
     weaknesses = MappingProxyType({"I-PROGRESS": "a fault on a migration entry is busy until the page has moved"})
 
     @classmethod

@@ -20,14 +20,18 @@ class PresentBit(Design):
     name = "B"
     title = "clear the present bit (the email); file pages: mapping changed after walk 1"
     source = "linux-mm, 5 April 2006"
-    claims = frozenset({"write", "accessed", "dirty", "file entries"})
+    claims = frozenset({"write", "accessed", "dirty", "dirty entries", "file entries"})
     lazy = True
     flushes_each = False
 
     @classmethod
     def usual_rules(cls) -> Rules:
-        """What the email says of the anon_vma: the mapcount tells whether it is safe."""
-        return Rules(anon_vma_safe="mapcount")
+        """What the email says of the anon_vma: the mapcount tells whether it is safe.
+
+        A fault has to lock a page of a file before it maps it, as it does since 2.6.23: counting entries is not enough,
+        as one that goes and one that comes late cancel out.
+        """
+        return Rules(anon_vma_safe="mapcount", missing_locks_page=True)
 
     def faults(self) -> dict[Kind, Step]:
         """The fault of the email's second step."""
@@ -36,6 +40,10 @@ class PresentBit(Design):
     def mark_entry(self, vm: VM, mm: int, va: int, entry: Entry) -> Entry:
         """Only the present bit goes."""
         return entry._replace(kind=Kind.VALID_NONPRESENT)
+
+    def is_trap(self, entry: Entry) -> bool:
+        """Valid, and not present."""
+        return entry.kind is Kind.VALID_NONPRESENT
 
     def conceal(self, vm: VM, thread: Thread, place: tuple[int, int], entry: Entry) -> Entry:
         """No counter changes; the dirty bit stays, and is told to the page as well."""
@@ -73,7 +81,7 @@ class PresentBitMappingFirst(PresentBit):
 
     @classmethod
     def usual_rules(cls) -> Rules:
-        """As B, but for the order."""
+        """No fault finds the old page any more when walk 1 begins, so faults need not lock what they map."""
         return Rules(anon_vma_safe="mapcount", switches_first=True)
 
 
@@ -86,6 +94,10 @@ def _fault_valid(vm: VM, thread: Thread) -> _Wait | None:
         redo(vm, thread)
         return None
     frame = thread.frame = thread.entry.number
+    if not vm.design.rules.repairs_locked:
+        _set_present(vm, thread)
+        redo(vm, thread)
+        return None
     if vm.design.rules.waiter_holds_reference:
         vm.get(frame, "a waiter")
         thread.then(_lock_held)
@@ -127,9 +139,14 @@ def _repair(vm: VM, thread: Thread) -> _Wait | None:
         move_locked(vm, thread)
         if thread.lazy:
             return None
-    vm.set_entry(mm, va, thread.entry._replace(kind=Kind.PRESENT, accessed=True))
-    vm.touched[mm][va] = True
+    _set_present(vm, thread)
     unlock_page(vm, thread.id, thread.frame)
     vm.put(thread.frame)
     redo(vm, thread)
     return None
+
+
+def _set_present(vm: VM, thread: Thread) -> None:
+    mm, va = thread.mm, thread.operation.va
+    vm.set_entry(mm, va, thread.entry._replace(kind=Kind.PRESENT, accessed=True))
+    vm.touched[mm][va] = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from ..design import Design, Rules
 from ..entry import NOTHING, Entry, Kind
 from ..thread import Thread
@@ -20,8 +18,7 @@ class SwapEntries(Design):
     title = "direct migration through swap entries (2.6.16)"
     source = "a3351e525e47"
     claims = frozenset({"dirty"})
-
-    weaknesses = MappingProxyType({"I-PROGRESS": "faults raise the refcount of the page, and the migration gives up"})
+    gives_up = "faults raise the refcount of the page, and the migration gives up"
 
     @classmethod
     def usual_rules(cls) -> Rules:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..design import Design, Rules
-from ..entry import Entry
+from ..entry import Entry, Kind
 from ..thread import Thread
 from ..vm import ANON, SWAPCACHE, VM
 
@@ -16,7 +16,7 @@ class WriteProtect(Design):
     name = "A"
     title = "forbid writing (the email's first idea)"
     source = "linux-mm, 5 April 2006"
-    claims = frozenset({"dirty", "accessed", "file entries"})
+    claims = frozenset({"dirty", "dirty entries", "accessed", "file entries"})
     eager = False
     lazy = True
 
@@ -28,6 +28,10 @@ class WriteProtect(Design):
     def mark_entry(self, vm: VM, mm: int, va: int, entry: Entry) -> Entry:
         """Only the write permission goes; no bit says why."""
         return entry._replace(write=False)
+
+    def is_trap(self, entry: Entry) -> bool:
+        """Read-only: nothing tells why."""
+        return entry.kind is Kind.PRESENT and not entry.write
 
     def moves_at_store(self, vm: VM, thread: Thread, frame: int) -> bool:
         """An anonymous page of our own on another node, which nobody holds a reference to."""
