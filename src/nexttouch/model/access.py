@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from .entry import Kind
 from .locks import read_lock, read_unlock
-from .thread import WAIT, Step, Thread, _Wait
+from .thread import WAIT, Step, Thread, Wait
 from .violation import Broken
 from .vm import VM, Translation
 
 __all__ = ["access", "fault", "redo", "store_truth", "write_word"]
 
 
-def access(vm: VM, thread: Thread) -> _Wait | None:
+def access(vm: VM, thread: Thread) -> Wait | None:
     """Load or store one word. A miss fills the TLB and begins again; what cannot be translated is a fault."""
     operation = thread.operation
     store = operation.value is not None
@@ -35,7 +35,7 @@ def redo(vm: VM, thread: Thread) -> None:
 
 
 # The page table is read, the accessed bit set and the TLB filled in one go: hardware does it with a locked cycle.
-def _walk(vm: VM, thread: Thread, store: bool) -> _Wait | None:
+def _walk(vm: VM, thread: Thread, store: bool) -> Wait | None:
     va = thread.operation.va
     entry = vm.entry(thread.mm, va)
     if entry.kind is not Kind.PRESENT or (store and not entry.write):
@@ -49,7 +49,7 @@ def _walk(vm: VM, thread: Thread, store: bool) -> _Wait | None:
 
 
 # The first store through a clean translation walks again, and faults if the entry does not allow it any more.
-def _set_dirty(vm: VM, thread: Thread, translation: Translation) -> _Wait | None:
+def _set_dirty(vm: VM, thread: Thread, translation: Translation) -> Wait | None:
     va = thread.operation.va
     entry = vm.entry(thread.mm, va)
     if entry.kind is not Kind.PRESENT or not entry.write or entry.number != translation.frame:
@@ -111,7 +111,7 @@ def store_truth(vm: VM, mm: int, va: int, word: int, value: int) -> None:
             vm.set_truth(space, va, (*words[:word], value, *words[word + 1 :]))
 
 
-def fault(vm: VM, thread: Thread, store: bool) -> _Wait | None:
+def fault(vm: VM, thread: Thread, store: bool) -> Wait | None:
     """Enter the fault handler."""
     mm, va = thread.mm, thread.operation.va
     if not read_lock(vm, thread.id, mm):

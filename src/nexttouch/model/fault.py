@@ -8,7 +8,7 @@ from __future__ import annotations
 from .access import redo
 from .entry import Entry, Kind
 from .locks import lock_page, lock_table, read_unlock, unlock_page, unlock_table
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .vm import ANON, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
 
@@ -17,7 +17,7 @@ __all__ = ["fault_missing", "fault_write"]
 # ---- do_no_page, do_anonymous_page ----
 
 
-def fault_missing(vm: VM, thread: Thread) -> _Wait | None:
+def fault_missing(vm: VM, thread: Thread) -> Wait | None:
     """Nothing is there: map a fresh page of zeros, or the file's page."""
     if not vm.areas[thread.mm][thread.operation.va].file:
         return _map_zeros(vm, thread)
@@ -38,7 +38,7 @@ def fault_missing(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _wait_for_found(vm: VM, thread: Thread) -> _Wait | None:
+def _wait_for_found(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("a lookup waits for the page lock")
         return WAIT
@@ -55,7 +55,7 @@ def _wait_for_found(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _map_found(vm: VM, thread: Thread) -> _Wait | None:
+def _map_found(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
@@ -72,7 +72,7 @@ def _map_found(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _map_zeros(vm: VM, thread: Thread) -> _Wait | None:
+def _map_zeros(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
@@ -94,7 +94,7 @@ def _map_zeros(vm: VM, thread: Thread) -> _Wait | None:
 # ---- do_wp_page ----
 
 
-def fault_write(vm: VM, thread: Thread) -> _Wait | None:
+def fault_write(vm: VM, thread: Thread) -> Wait | None:
     """The entry forbids the store: allow it if the page is nobody else's, or the file's; else copy the page."""
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
@@ -147,7 +147,7 @@ def _copy_word(vm: VM, thread: Thread) -> None:
     thread.word += 1
 
 
-def _install(vm: VM, thread: Thread) -> _Wait | None:
+def _install(vm: VM, thread: Thread) -> Wait | None:
     mm, place = thread.mm, (thread.mm, thread.operation.va)
     if not lock_table(vm, thread.id, mm):
         return WAIT

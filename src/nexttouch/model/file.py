@@ -6,7 +6,7 @@ from .access import write_word
 from .entry import Kind
 from .locks import lock_page, lock_rmap, unlock_page, unlock_rmap
 from .space import zap
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .violation import Broken
 from .vm import DIRTY, NO_FRAME, REFERENCED, UPTODATE, VM
@@ -17,7 +17,7 @@ TRUNCATING, TRUNCATED = 0, -1
 """Values of VM.file_size; 1 is a file with its page."""
 
 
-def read(vm: VM, thread: Thread) -> _Wait | None:
+def read(vm: VM, thread: Thread) -> Wait | None:
     """Read: find the page, wait until its contents are there, copy a word, all without its lock."""
     if not _find(vm, thread):
         return None
@@ -34,7 +34,7 @@ def _find(vm: VM, thread: Thread) -> bool:
     return True
 
 
-def _wait_until_read(vm: VM, thread: Thread) -> _Wait | None:
+def _wait_until_read(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("a lookup waits for the page lock")
         return WAIT
@@ -58,14 +58,14 @@ def _read_word(vm: VM, thread: Thread) -> None:
     thread.finish("done")
 
 
-def write(vm: VM, thread: Thread) -> _Wait | None:
+def write(vm: VM, thread: Thread) -> Wait | None:
     """Write: find the page, lock it, make sure that it still is the file's, store a word."""
     if _find(vm, thread):
         thread.then(_write_locked)
     return None
 
 
-def _write_locked(vm: VM, thread: Thread) -> _Wait | None:
+def _write_locked(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("a lookup waits for the page lock")
         return WAIT
@@ -95,7 +95,7 @@ def _write_word(vm: VM, thread: Thread) -> None:
 # ---- truncate ----
 
 
-def truncate(vm: VM, thread: Thread) -> _Wait | None:
+def truncate(vm: VM, thread: Thread) -> Wait | None:
     """ftruncate(2) to nothing: the size first, then the entries, then the page."""
     vm.file_size = TRUNCATING
     vm.dirtied = False
@@ -103,7 +103,7 @@ def truncate(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _lock_to_unmap(vm: VM, thread: Thread) -> _Wait | None:
+def _lock_to_unmap(vm: VM, thread: Thread) -> Wait | None:
     if not lock_rmap(vm, thread.id):
         return WAIT
     thread.position = 0
@@ -111,7 +111,7 @@ def _lock_to_unmap(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _unmap_next(vm: VM, thread: Thread) -> _Wait | None:
+def _unmap_next(vm: VM, thread: Thread) -> Wait | None:
     while thread.position < len(vm.order):
         mm, va = vm.order[thread.position]
         if vm.areas[mm][va].linked and vm.areas[mm][va].file and vm.entry(mm, va).kind is not Kind.NONE:
@@ -143,7 +143,7 @@ def _find_to_remove(vm: VM, thread: Thread) -> None:
     thread.then(_lock_to_remove)
 
 
-def _lock_to_remove(vm: VM, thread: Thread) -> _Wait | None:
+def _lock_to_remove(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("truncate waits for the page lock")
         return WAIT

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from .entry import Kind
 from .locks import read_lock, read_unlock
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush_all
 from .vm import VM
 
 __all__ = ["mark"]
 
 
-def mark(vm: VM, thread: Thread) -> _Wait | None:
+def mark(vm: VM, thread: Thread) -> Wait | None:
     """Mark every present entry of the address space, under mmap_sem and the page table lock; no page is locked."""
     if not read_lock(vm, thread.id, thread.mm):
         return WAIT
@@ -19,7 +19,7 @@ def mark(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _mark_entry(vm: VM, thread: Thread) -> _Wait | None:
+def _mark_entry(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.position
     if va == len(vm.areas[mm]):
         flush_all(vm, thread, [(mm, at) for at in range(va)], _finish)

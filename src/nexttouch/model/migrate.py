@@ -18,7 +18,7 @@ from .locks import (
     unlock_rmap,
     unlock_table,
 )
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush, flush_all
 from .violation import Broken
 from .vm import (
@@ -44,7 +44,7 @@ PASSES = 2
 _KEPT = UPTODATE | ACTIVE | REFERENCED
 
 
-def migrate(vm: VM, thread: Thread) -> _Wait | None:
+def migrate(vm: VM, thread: Thread) -> Wait | None:
     """The operation: take the page off the LRU, and a frame on the target node for it."""
     place = (thread.mm, thread.operation.va)
     safe = vm.design.rules.anon_vma_safe
@@ -87,7 +87,7 @@ def move_locked(vm: VM, thread: Thread) -> None:
     thread.then(_begin)
 
 
-def _lock(vm: VM, thread: Thread) -> _Wait | None:
+def _lock(vm: VM, thread: Thread) -> Wait | None:
     frame = vm.alive_frame(thread.frame, "a migration")
     if frame.refs == 1:  # only ours: everybody else has given it up
         thread.why = "gone"
@@ -119,7 +119,7 @@ def _begin(vm: VM, thread: Thread) -> None:
 # ---- walk 1 ----
 
 
-def conceal_entries(vm: VM, thread: Thread) -> _Wait | None:
+def conceal_entries(vm: VM, thread: Thread) -> Wait | None:
     """Walk 1: take all entries of the page out of the way, and flush."""
     if not _reach_rmap(vm, thread, thread.frame):
         thread.why = "gone"
@@ -144,7 +144,7 @@ def _reach_rmap(vm: VM, thread: Thread, frame: int) -> bool:
     return True
 
 
-def _conceal(vm: VM, thread: Thread) -> _Wait | None:
+def _conceal(vm: VM, thread: Thread) -> Wait | None:
     design, place = vm.design, _place(vm, thread)
     if place is None:
         unlock_rmap(vm)
@@ -170,7 +170,7 @@ def _conceal(vm: VM, thread: Thread) -> _Wait | None:
 
 
 # The entry was read before: what hardware has set since is lost.
-def _conceal_late(vm: VM, thread: Thread) -> _Wait | None:
+def _conceal_late(vm: VM, thread: Thread) -> Wait | None:
     place = _place(vm, thread)
     assert place is not None
     if vm.spinlocks[place[0]]:
@@ -300,7 +300,7 @@ def _move_flags(vm: VM, thread: Thread) -> None:
 # ---- walk 2 ----
 
 
-def _reveal_entries(vm: VM, thread: Thread) -> _Wait | None:
+def _reveal_entries(vm: VM, thread: Thread) -> Wait | None:
     if not vm.design.rules.restores_unmapped and not vm.frames[thread.new].maps:
         return None  # page_lock_anon_vma refuses pages that are not mapped
     if not _reach_rmap(vm, thread, thread.frame):
@@ -312,7 +312,7 @@ def _reveal_entries(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _reveal(vm: VM, thread: Thread) -> _Wait | None:
+def _reveal(vm: VM, thread: Thread) -> Wait | None:
     design, place = vm.design, _place(vm, thread)
     if place is None:
         unlock_rmap(vm)
@@ -333,7 +333,7 @@ def _reveal(vm: VM, thread: Thread) -> _Wait | None:
 
 
 # The entry was read before: what others have made of it since is lost.
-def _reveal_late(vm: VM, thread: Thread) -> _Wait | None:
+def _reveal_late(vm: VM, thread: Thread) -> Wait | None:
     place = _place(vm, thread)
     assert place is not None
     if vm.spinlocks[place[0]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from .access import fault, store_truth, write_word
 from .entry import Kind
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .violation import Broken
 from .vm import DIRTY, PINNED, VM
 
 __all__ = ["pin"]
 
 
-def pin(vm: VM, thread: Thread) -> _Wait | None:
+def pin(vm: VM, thread: Thread) -> Wait | None:
     """Take a reference to the page for a transfer; if it cannot be written to now, fault it in and begin again."""
     mm, va = thread.mm, thread.operation.va
     entry = vm.entry(mm, va)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .entry import NOTHING, Kind
 from .locks import lock_table, unlock_table, write_lock, write_unlock
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .vm import DIRTY, FILE, NO_FRAME, REFERENCED, UNMAPPED, VM
 
@@ -17,7 +17,7 @@ __all__ = ["exit_space", "fork", "mprotect", "mremap", "munmap", "shift_stack", 
 # ---- fork ----
 
 
-def fork(vm: VM, thread: Thread) -> _Wait | None:
+def fork(vm: VM, thread: Thread) -> Wait | None:
     """Give the child areas like the parent's, known to the reverse map, before any entry is copied."""
     parent, child = thread.mm, thread.operation.mm
     if vm.rmap_lock or not write_lock(vm, thread.id, parent):
@@ -37,7 +37,7 @@ def _link(vm: VM, places: list[tuple[int, int]]) -> None:
     vm.order = (*rest, *places) if vm.design.rules.child_behind else (*places, *rest)
 
 
-def _copy_entry(vm: VM, thread: Thread) -> _Wait | None:
+def _copy_entry(vm: VM, thread: Thread) -> Wait | None:
     parent, child, va = thread.mm, thread.operation.mm, thread.position
     if va == len(vm.areas[parent]):
         for at, settled in enumerate(vm.areas[child]):
@@ -77,17 +77,17 @@ def _copy_entry(vm: VM, thread: Thread) -> _Wait | None:
 # ---- munmap, exit ----
 
 
-def munmap(vm: VM, thread: Thread) -> _Wait | None:
+def munmap(vm: VM, thread: Thread) -> Wait | None:
     """Unmap one page."""
     return _unmap(vm, thread, thread.operation.va)
 
 
-def exit_space(vm: VM, thread: Thread) -> _Wait | None:
+def exit_space(vm: VM, thread: Thread) -> Wait | None:
     """Unmap everything; the threads of the address space have ended before."""
     return _unmap(vm, thread, 0)
 
 
-def _unmap(vm: VM, thread: Thread, first: int) -> _Wait | None:
+def _unmap(vm: VM, thread: Thread, first: int) -> Wait | None:
     if not write_lock(vm, thread.id, thread.mm):
         return WAIT
     thread.position = first
@@ -99,7 +99,7 @@ def _unmap(vm: VM, thread: Thread, first: int) -> _Wait | None:
     return None
 
 
-def _zap_next(vm: VM, thread: Thread) -> _Wait | None:
+def _zap_next(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.position
     if va == thread.found:
         return _unlink(vm, thread)
@@ -150,7 +150,7 @@ def _release_zapped(vm: VM, thread: Thread) -> None:
         vm.put(thread.frame)
 
 
-def _unlink(vm: VM, thread: Thread) -> _Wait | None:
+def _unlink(vm: VM, thread: Thread) -> Wait | None:
     if vm.rmap_lock:
         return WAIT
     first = 0 if thread.operation.name == "exit" else thread.operation.va
@@ -166,7 +166,7 @@ def _unlink(vm: VM, thread: Thread) -> _Wait | None:
 # ---- mprotect ----
 
 
-def mprotect(vm: VM, thread: Thread) -> _Wait | None:
+def mprotect(vm: VM, thread: Thread) -> Wait | None:
     """Allow (value 1) or forbid (value 0) stores to one page."""
     if not write_lock(vm, thread.id, thread.mm):
         return WAIT
@@ -176,7 +176,7 @@ def mprotect(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _protect_entry(vm: VM, thread: Thread) -> _Wait | None:
+def _protect_entry(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
@@ -201,7 +201,7 @@ def _settle_protection(vm: VM, thread: Thread) -> None:
 # ---- exec ----
 
 
-def shift_stack(vm: VM, thread: Thread) -> _Wait | None:
+def shift_stack(vm: VM, thread: Thread) -> Wait | None:
     """shift_arg_pages of exec: the area gets its new address at once, its entries move there later."""
     mm, old, new = thread.mm, thread.operation.va, thread.operation.value
     assert new is not None
@@ -214,7 +214,7 @@ def shift_stack(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _take_entry_of_stack(vm: VM, thread: Thread) -> _Wait | None:
+def _take_entry_of_stack(vm: VM, thread: Thread) -> Wait | None:
     mm, old = thread.mm, thread.operation.va
     if not lock_table(vm, thread.id, mm):
         return WAIT
@@ -235,7 +235,7 @@ def _finish_stack(vm: VM, thread: Thread) -> None:
 # ---- mremap ----
 
 
-def mremap(vm: VM, thread: Thread) -> _Wait | None:
+def mremap(vm: VM, thread: Thread) -> Wait | None:
     """Move one page to address `value`: the new area is linked, the entry moved, the old area unlinked."""
     mm, old = thread.mm, thread.operation.va
     new = thread.operation.value
@@ -250,7 +250,7 @@ def mremap(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _take_entry(vm: VM, thread: Thread) -> _Wait | None:
+def _take_entry(vm: VM, thread: Thread) -> Wait | None:
     mm, old = thread.mm, thread.operation.va
     if not lock_table(vm, thread.id, mm):
         return WAIT
@@ -270,7 +270,7 @@ def _set_entry(vm: VM, thread: Thread) -> None:
     unlock_table(vm, mm)
 
 
-def _unlink_old(vm: VM, thread: Thread) -> _Wait | None:
+def _unlink_old(vm: VM, thread: Thread) -> Wait | None:
     if vm.rmap_lock:
         return WAIT
     mm, new = thread.mm, thread.operation.value

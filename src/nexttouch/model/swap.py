@@ -8,7 +8,7 @@ from __future__ import annotations
 from .access import redo
 from .entry import Entry, Kind
 from .locks import lock_page, lock_rmap, lock_table, read_unlock, unlock_page, unlock_rmap, unlock_table
-from .thread import WAIT, Thread, _Wait
+from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .violation import Broken
 from .vm import ANON, DIRTY, ISOLATED, LRU, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
@@ -18,7 +18,7 @@ __all__ = ["fault_slot", "reclaim"]
 # ---- do_swap_page ----
 
 
-def fault_slot(vm: VM, thread: Thread) -> _Wait | None:
+def fault_slot(vm: VM, thread: Thread) -> Wait | None:
     """Find the page in the cache, or read it back into it; the reference is taken under the cache's lock."""
     slot = vm.slots[thread.entry.number]
     if slot.frame != NO_FRAME:
@@ -41,7 +41,7 @@ def fault_slot(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _lock_found(vm: VM, thread: Thread) -> _Wait | None:
+def _lock_found(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("a fault waits for the page lock")
         return WAIT
@@ -61,7 +61,7 @@ def _lock_found(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _map_found(vm: VM, thread: Thread) -> _Wait | None:
+def _map_found(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
@@ -107,7 +107,7 @@ def _leave_found(vm: VM, thread: Thread) -> None:
 # ---- reclaim ----
 
 
-def reclaim(vm: VM, thread: Thread) -> _Wait | None:
+def reclaim(vm: VM, thread: Thread) -> Wait | None:
     """Swap the page out that is at the address: isolate it, and give up if somebody has locked it."""
     entry = vm.entry(thread.mm, thread.operation.va)
     if not entry.mapped or not vm.has(entry.number, LRU) or vm.frames[entry.number].locked_by:
@@ -124,7 +124,7 @@ def reclaim(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _lock_to_unmap(vm: VM, thread: Thread) -> _Wait | None:
+def _lock_to_unmap(vm: VM, thread: Thread) -> Wait | None:
     if not lock_rmap(vm, thread.id):
         return WAIT
     thread.position = 0
@@ -132,7 +132,7 @@ def _lock_to_unmap(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _unmap_next(vm: VM, thread: Thread) -> _Wait | None:
+def _unmap_next(vm: VM, thread: Thread) -> Wait | None:
     while thread.position < len(vm.order):
         mm, va = vm.order[thread.position]
         if vm.areas[mm][va].linked:

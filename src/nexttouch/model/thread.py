@@ -14,17 +14,19 @@ from typing import Any, Final, NamedTuple
 from .entry import NOTHING, Entry
 from .vm import NO_FRAME, VM
 
-__all__ = ["WAIT", "Operation", "Step", "Thread"]
+__all__ = ["WAIT", "Operation", "Step", "Thread", "Wait"]
 
 
-class _Wait:
+class Wait:
+    """What a step returns that could not be taken; there is one, `WAIT`."""
+
     def __repr__(self) -> str:
         return "WAIT"
 
 
-WAIT: Final = _Wait()
+WAIT: Final = Wait()
 
-Step = Callable[[VM, "Thread"], _Wait | None]
+Step = Callable[[VM, "Thread"], Wait | None]
 
 
 class Operation(NamedTuple):

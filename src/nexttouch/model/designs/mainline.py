@@ -7,7 +7,7 @@ from ..design import Rules
 from ..entry import Entry, Kind
 from ..locks import lock_page
 from ..migrate import move_locked
-from ..thread import WAIT, Step, Thread, _Wait
+from ..thread import WAIT, Step, Thread, Wait
 from ..vm import VM
 from .migration_entries import MigrationEntries, wait_for_migration
 
@@ -47,7 +47,7 @@ class Mainline(MigrationEntries):
         return entry._replace(kind=Kind.MIGRATION) if self.rules.keeps_bits else super().migration_entry(entry)
 
 
-def _fault_hint(vm: VM, thread: Thread) -> _Wait | None:
+def _fault_hint(vm: VM, thread: Thread) -> Wait | None:
     """do_numa_page: the entry is checked under its lock; a page that is misplaced and not locked is migrated."""
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:

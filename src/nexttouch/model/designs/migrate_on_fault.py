@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..entry import Entry, Kind
 from ..locks import lock_page, may_sleep, read_lock, read_unlock, unlock_page
 from ..migrate import conceal_entries
-from ..thread import WAIT, Step, Thread, _Wait
+from ..thread import WAIT, Step, Thread, Wait
 from ..vm import ANON, DIRTY, ISOLATED, LRU, NO_FRAME, SWAPCACHE, UPTODATE, VM
 from .swap_entries import SwapEntries
 
@@ -46,7 +46,7 @@ class MigrateOnFault(SwapEntries):
         thread.then(_commit)
 
 
-def _mark(vm: VM, thread: Thread) -> _Wait | None:
+def _mark(vm: VM, thread: Thread) -> Wait | None:
     if not read_lock(vm, thread.id, thread.mm):
         return WAIT
     entry = vm.entry(thread.mm, thread.operation.va)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from ..access import redo
 from ..design import Design, Rules
 from ..entry import Entry, Kind
-from ..thread import WAIT, Step, Thread, _Wait
+from ..thread import WAIT, Step, Thread, Wait
 from ..vm import DIRTY, VM, Area
 
 __all__ = ["MigrationEntries", "SwaplessV1", "SwaplessV2", "lose_accessed", "wait_for_migration"]
@@ -120,7 +120,7 @@ def lose_accessed(vm: VM, place: tuple[int, int], entry: Entry) -> None:
         vm.touched[mm][va] = False
 
 
-def wait_for_migration(vm: VM, thread: Thread) -> _Wait | None:
+def wait_for_migration(vm: VM, thread: Thread) -> Wait | None:
     """migration_entry_wait: make sure that the entry is still there, sleep on the page lock, redo the fault."""
     mm, va = thread.mm, thread.operation.va
     frame = thread.entry.number
@@ -145,7 +145,7 @@ def wait_for_migration(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _sleep(vm: VM, thread: Thread) -> _Wait | None:
+def _sleep(vm: VM, thread: Thread) -> Wait | None:
     if vm.frames[thread.frame].locked_by:
         vm.mark("a fault waits for a migration")
         return WAIT

@@ -7,7 +7,7 @@ from ..design import Design, Rules
 from ..entry import Entry, Kind
 from ..locks import lock_page, unlock_page
 from ..migrate import move_locked
-from ..thread import WAIT, Step, Thread, _Wait
+from ..thread import WAIT, Step, Thread, Wait
 from ..violation import Broken
 from ..vm import DIRTY, VM
 
@@ -85,7 +85,7 @@ class PresentBitMappingFirst(PresentBit):
         return Rules(anon_vma_safe="mapcount", switches_first=True)
 
 
-def _fault_valid(vm: VM, thread: Thread) -> _Wait | None:
+def _fault_valid(vm: VM, thread: Thread) -> Wait | None:
     """Lock the page, and so stall while it moves. The entry itself holds a reference, so the frame is there."""
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
@@ -112,7 +112,7 @@ def _fault_valid(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _lock_held(vm: VM, thread: Thread) -> _Wait | None:
+def _lock_held(vm: VM, thread: Thread) -> Wait | None:
     if not lock_page(vm, thread.id, thread.frame):
         vm.mark("a fault waits for a migration")
         return WAIT
@@ -120,7 +120,7 @@ def _lock_held(vm: VM, thread: Thread) -> _Wait | None:
     return None
 
 
-def _repair(vm: VM, thread: Thread) -> _Wait | None:
+def _repair(vm: VM, thread: Thread) -> Wait | None:
     """The present bit is checked again; if it is still clear the page moves, if it has to, and the bit is set."""
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
