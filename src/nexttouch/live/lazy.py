@@ -48,6 +48,9 @@ def lazy(
     Returns when it is known where the pages are, about half a microsecond a page; the rest happens while the program
     goes on. Whole pages move; the first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
 
+    Meanwhile the contents hang on a descriptor of this process: do not close what you did not open (`os.closerange`),
+    or pages that wait for their move read as zeros.
+
     Args:
         x: a writable array, or anything with a writable buffer.
         to: target node, or several: interleaved.
