@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from nexttouch import placement
 from nexttouch.linux import mempolicy, pagemap
 from nexttouch.linux.syscall import PAGE_SIZE
+from nexttouch.live.eager import MoveResult
 
 __all__ = [
     "HANG",
@@ -33,6 +34,7 @@ __all__ = [
     "WAYS",
     "WORDS",
     "Memory",
+    "accounted",
     "in_child",
     "libc",
     "more_hugetlb",
@@ -196,6 +198,11 @@ def on_nodes(memory: Memory) -> dict[int, int]:
 def settled(stats: Any, pages: int) -> bool:
     """Whether each of `pages` pages has come to an end."""
     return bool(stats.pages == pages == stats.moved + sum(stats.left.values()) and stats.waiting == 0)
+
+
+def accounted(result: MoveResult) -> bool:
+    """Whether each page of an eager move has moved, or has a reason why not."""
+    return result.pages == result.moved + sum(result.left.values())
 
 
 def run_threads(*functions: Callable[[], object]) -> None:
