@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--rule", action="append", default=[], metavar="RULE=VALUE", help="change a rule of the design: yes or no"
     )
-    parser.add_argument("--quick", action="store_true", help="leave the largest cases out: some ten seconds")
+    parser.add_argument("--quick", action="store_true", help="leave the largest cases out: under half a minute")
     parser.add_argument(
         "--mutations", action="store_true", help="every known race, each as a design with one rule broken"
     )
