@@ -139,7 +139,8 @@ int serve(struct nt_pager *pager, uint64_t address, struct toucher *toucher)
 	uint64_t page = segment ? (address - segment->start) / pager->page_size : 0;
 	uint8_t state = segment ? state_of(pager, segment, page) : NT_REASON;
 	count(&pager->counts.faults, 1);
-	if (state == NT_ARMING || state == NT_MOVING) {
+	/* Planned, too: the fault may be another pager's that is gone, and a zero page would come to be where we are about to arm. */
+	if (state == NT_PLANNED || state == NT_ARMING || state == NT_MOVING) {
 		sched_yield();
 		wake_range(pager, address, pager->page_size);
 		return EAGAIN;
