@@ -324,8 +324,13 @@ def test_all_mappings_are_scanned_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         calls.append(arguments)
         return scan(*arguments, **options)
 
-    monkeypatch.setattr(pagemap, "scan", counted)
-    assert make_plan(0, None, (0,)).pages > 0
+    with Memory(100) as memory:
+        for page in range(0, 100, 2):
+            memory.protect(mmap.PROT_READ, page, 1)
+        within = [each for each in procfs.mappings() if memory.address <= each.start < memory.at(100)]
+        assert len(within) == 100
+        monkeypatch.setattr(pagemap, "scan", counted)
+        assert make_plan(0, [(memory.address, memory.at(100))], (0,)).pages == 100
     assert len(calls) == 1
 
 

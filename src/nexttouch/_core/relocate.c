@@ -19,6 +19,8 @@
 
 /* Bits of a page map entry: present, and mapped only here (Documentation/admin-guide/mm/pagemap.rst). */
 #define PAGE_OURS ((uint64_t)1 << 63 | (uint64_t)1 << 56)
+/* The same file's bits for a page that is in memory, or swapped out. */
+#define PAGE_THERE ((uint64_t)3 << 62)
 
 /*
  * Why the kernel refused. It looks for the mapping before it looks (again) whether an unmapping waits for us, so that an
@@ -28,6 +30,32 @@ static int refusal(const struct nt_pager *pager)
 {
 	int number = errno;
 	return number != EAGAIN && is_changing(pager) ? EAGAIN : number;
+}
+
+/* Whether there is a page at `address`; `unknown` if the kernel does not say. */
+static bool is_there(const struct nt_pager *pager, uint64_t address, bool unknown)
+{
+	uint64_t entry;
+	int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	bool known = map >= 0 && pread(map, &entry, sizeof entry, (off_t)(address / pager->page_size * sizeof entry)) == sizeof entry;
+	if (map >= 0)
+		close(map);
+	return known ? entry & PAGE_THERE : unknown;
+}
+
+/*
+ * Whether the page that UFFDIO_MOVE says is at its destination already (EEXIST) is the very one that was to be moved. Linux
+ * 6.18 ("userfaultfd: opportunistic TLB-flush batching for present pages in MOVE") keeps the EAGAIN of an entry that
+ * changed under it: the pages that it moves next it does not count, and then it finds them at their destination. Nothing
+ * else comes to be in the shadow.
+ */
+static bool has_moved(const struct nt_pager *pager, uint64_t to, uint64_t from)
+{
+	bool parked = to - pager->shadow < pager->shadow_size;
+	int number = errno;
+	bool moved = !is_there(pager, from, !parked);
+	errno = number;
+	return moved;
 }
 
 /* Move page table entries from `from` to `to`, which is watched. Bytes moved; *number is the errno that stopped it, 0 if nothing did. */
@@ -42,6 +70,8 @@ static uint64_t move_entries(const struct nt_pager *pager, uint64_t to, uint64_t
 			return size;
 		if (move.move > 0)
 			done += (uint64_t)move.move; /* try the rest: that tells what stopped it */
+		else if (errno == EEXIST && has_moved(pager, to + done, from + done))
+			done += pager->page_size;
 		else
 			*number = refusal(pager);
 	}
