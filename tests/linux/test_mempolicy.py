@@ -39,16 +39,6 @@ def policy_kept() -> Iterator[None]:
     mempolicy.set_mempolicy(*before)
 
 
-@pytest.fixture
-def zombie() -> Iterator[int]:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    yield child
-    os.waitpid(child, 0)
-
-
 def raised_in_child(work: Callable[[], object]) -> str:
     """Name and text of what `work` raises in a child that is another user."""
     reading, writing = os.pipe()

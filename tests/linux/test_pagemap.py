@@ -4,7 +4,6 @@ import ctypes
 import mmap
 import os
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -54,25 +53,6 @@ def runs_of(marks: list[int]) -> list[tuple[int, int, int]]:
 
 def in_pages(runs: np.ndarray[tuple[int], np.dtype[np.void]], memory: Memory) -> list[tuple[int, int, int]]:
     return [((s - memory.start) // PAGE_SIZE, (e - memory.start) // PAGE_SIZE, c) for s, e, c in runs.tolist()]
-
-
-@pytest.fixture
-def dead() -> int:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    return child
-
-
-@pytest.fixture
-def zombie() -> Iterator[int]:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    yield child
-    os.waitpid(child, 0)
 
 
 def test_entries_of_holes_zero_pages_and_private_pages() -> None:

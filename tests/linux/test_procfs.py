@@ -49,25 +49,6 @@ def in_child(work: Callable[[], object]) -> str:
 
 
 @pytest.fixture
-def zombie() -> Iterator[int]:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    yield child
-    os.waitpid(child, 0)
-
-
-@pytest.fixture
-def dead() -> int:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    return child
-
-
-@pytest.fixture
 def program() -> Iterator[int]:
     """The pid of a program that has finished loading and changes nothing any more."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:

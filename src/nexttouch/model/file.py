@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .access import write_word
 from .entry import Kind
-from .locks import lock_page, lock_rmap, unlock_page, unlock_rmap
+from .locks import lock_page, unlock_page, unlock_rmap, walk_rmap
 from .space import zap
 from .thread import WAIT, Thread, Wait
 from .tlb import flush
@@ -104,11 +104,7 @@ def truncate(vm: VM, thread: Thread) -> Wait | None:
 
 
 def _lock_to_unmap(vm: VM, thread: Thread) -> Wait | None:
-    if not lock_rmap(vm, thread.id):
-        return WAIT
-    thread.position = 0
-    thread.then(_unmap_next)
-    return None
+    return walk_rmap(vm, thread, _unmap_next)
 
 
 def _unmap_next(vm: VM, thread: Thread) -> Wait | None:

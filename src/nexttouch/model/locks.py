@@ -6,6 +6,7 @@ mapping and lru_lock are held within single steps only, so they are not here.
 
 from __future__ import annotations
 
+from .thread import WAIT, Step, Thread, Wait
 from .violation import Broken
 from .vm import VM
 
@@ -19,6 +20,7 @@ __all__ = [
     "unlock_page",
     "unlock_rmap",
     "unlock_table",
+    "walk_rmap",
     "write_lock",
     "write_unlock",
 ]
@@ -72,6 +74,15 @@ def lock_rmap(vm: VM, thread: int) -> bool:
         raise Broken("I-ORDER", f"thread {thread} takes the lock of the reverse map under that of a page table")
     vm.rmap_lock = thread + 1
     return True
+
+
+def walk_rmap(vm: VM, thread: Thread, step: Step) -> Wait | None:
+    """Take the lock of the reverse map, and go on with `step` at its first place."""
+    if not lock_rmap(vm, thread.id):
+        return WAIT
+    thread.position = 0
+    thread.then(step)
+    return None
 
 
 def unlock_rmap(vm: VM) -> None:

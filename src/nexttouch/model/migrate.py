@@ -17,6 +17,7 @@ from .locks import (
     unlock_page,
     unlock_rmap,
     unlock_table,
+    walk_rmap,
 )
 from .thread import WAIT, Thread, Wait
 from .tlb import flush, flush_all
@@ -305,11 +306,7 @@ def _reveal_entries(vm: VM, thread: Thread) -> Wait | None:
         return None  # page_lock_anon_vma refuses pages that are not mapped
     if not _reach_rmap(vm, thread, thread.frame):
         return None
-    if not lock_rmap(vm, thread.id):
-        return WAIT
-    thread.position = 0
-    thread.then(_reveal)
-    return None
+    return walk_rmap(vm, thread, _reveal)
 
 
 def _reveal(vm: VM, thread: Thread) -> Wait | None:

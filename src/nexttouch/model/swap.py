@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .access import redo
 from .entry import Entry, Kind
-from .locks import lock_page, lock_rmap, lock_table, read_unlock, unlock_page, unlock_rmap, unlock_table
+from .locks import lock_page, lock_table, read_unlock, unlock_page, unlock_rmap, unlock_table, walk_rmap
 from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .violation import Broken
@@ -125,11 +125,7 @@ def reclaim(vm: VM, thread: Thread) -> Wait | None:
 
 
 def _lock_to_unmap(vm: VM, thread: Thread) -> Wait | None:
-    if not lock_rmap(vm, thread.id):
-        return WAIT
-    thread.position = 0
-    thread.then(_unmap_next)
-    return None
+    return walk_rmap(vm, thread, _unmap_next)
 
 
 def _unmap_next(vm: VM, thread: Thread) -> Wait | None:
