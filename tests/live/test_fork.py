@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, libc, run_threads, settled
+from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled
+from targets.programs import compiled
 
 import nexttouch as nt
 from nexttouch import Reason
@@ -320,21 +320,19 @@ def test_multiprocessing(options: dict[str, Any]) -> None:
 # ---- past the handlers ----
 
 
+@pytest.fixture(scope="module")
+def barefork(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(compiled("barefork", tmp_path_factory.mktemp("barefork"), "-shared", "-fPIC")))
+
+
 @service
-def test_a_fork_that_nobody_hears_of(options: dict[str, Any]) -> None:
+def test_a_fork_that_nobody_hears_of(options: dict[str, Any], barefork: ctypes.CDLL) -> None:
     """A bare system call: the child has no mapping there rather than zeros, and does not keep the parent's faults."""
     with Memory(60) as memory:
         migration = half_touched(memory, options)
         reading, writing = os.pipe()
-        release, hold = os.pipe()
-        child = libc.syscall(57)  # fork
-        if not child:
-            # Nothing but system calls: there are no threads here, and the interpreter does not know.
-            libc.write(writing, ctypes.c_void_p(memory.at(0)), ctypes.c_size_t(8))
-            libc.write(writing, ctypes.c_void_p(memory.at(59)), ctypes.c_size_t(8))
-            libc.write(writing, b"!", 1)
-            libc.read(release, ctypes.create_string_buffer(1), 1)
-            libc._exit(0)
+        child = barefork.bare_fork(writing, ctypes.c_void_p(memory.at(0)), ctypes.c_void_p(memory.at(59)))
+        os.close(writing)
         try:
             assert select.select([reading], [], [], HANG)[0]
             assert os.read(reading, 100) == b"!"  # EFAULT for both
@@ -345,11 +343,9 @@ def test_a_fork_that_nobody_hears_of(options: dict[str, Any]) -> None:
             again.cancel()
             run_threads(memory.check)
         finally:
-            os.write(hold, b"x")
-            with suppress(ChildProcessError):
-                assert os.waitpid(child, 0)[1] == 0
-            for file in (reading, writing, release, hold):
-                os.close(file)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(reading)
 
 
 @service
