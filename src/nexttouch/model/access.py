@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .entry import Kind
+from .entry import Entry, Kind
 from .locks import read_lock, read_unlock
 from .thread import WAIT, Step, Thread, Wait
 from .violation import Broken
 from .vm import VM, Translation
 
-__all__ = ["access", "fault", "redo", "store_truth", "write_word"]
+__all__ = ["access", "fault", "redo", "replace_entry", "store_truth", "write_word"]
 
 
 def access(vm: VM, thread: Thread) -> Wait | None:
@@ -32,6 +32,14 @@ def redo(vm: VM, thread: Thread) -> None:
     """Leave the fault handler: the operation begins again, with what is there by now."""
     read_unlock(vm, thread.mm)
     thread.begin_again()
+
+
+def replace_entry(vm: VM, thread: Thread, entry: Entry) -> None:
+    """Set the entry of the page that a fault is about, which has to be what the fault has read of it."""
+    mm, va = thread.mm, thread.operation.va
+    if vm.entry(mm, va) != thread.entry:
+        raise Broken("I-RETRY", f"thread {thread.id} sets an entry that has changed while it waited")
+    vm.set_entry(mm, va, entry)
 
 
 # The page table is read, the accessed bit set and the TLB filled in one go: hardware does it with a locked cycle.

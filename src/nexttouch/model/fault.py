@@ -5,7 +5,7 @@ Each begins with mmap_sem held for reading and `thread.entry` as it was read wit
 
 from __future__ import annotations
 
-from .access import redo
+from .access import redo, replace_entry
 from .entry import Entry, Kind
 from .locks import lock_page, lock_table, read_unlock, unlock_page, unlock_table
 from .thread import WAIT, Thread, Wait
@@ -112,7 +112,7 @@ def fault_write(vm: VM, thread: Thread) -> Wait | None:
         vm.mark("cost: a page is copied because its lock was taken")
         exclusive = False
     if vm.areas[mm][va].shared or (exclusive and not vm.design.moves_at_store(vm, thread, entry.number)):
-        vm.set_entry(mm, va, entry._replace(write=True, accessed=True, dirty=True))
+        replace_entry(vm, thread, entry._replace(write=True, accessed=True, dirty=True))
         vm.touched[mm][va] = True
         redo(vm, thread)
         return None
@@ -159,7 +159,7 @@ def _install(vm: VM, thread: Thread) -> Wait | None:
         return None
     vm.unmap(thread.frame, to_held=True)
     if vm.design.rules.copy_clears_first:
-        vm.set_entry(*place, Entry(Kind.NONE))
+        replace_entry(vm, thread, Entry(Kind.NONE))
         flush(vm, thread, place, _set_copy)
     else:
         _set_entry_of_copy(vm, thread)

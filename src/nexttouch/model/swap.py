@@ -5,12 +5,11 @@ D1, D2 and D3 migrate by means of these: an entry that names a slot finds the pa
 
 from __future__ import annotations
 
-from .access import redo
+from .access import redo, replace_entry
 from .entry import Entry, Kind
 from .locks import lock_page, lock_table, read_unlock, unlock_page, unlock_rmap, unlock_table, walk_rmap
 from .thread import WAIT, Thread, Wait
 from .tlb import flush
-from .violation import Broken
 from .vm import ANON, DIRTY, ISOLATED, LRU, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
 
 __all__ = ["fault_slot", "reclaim"]
@@ -66,16 +65,14 @@ def _map_found(vm: VM, thread: Thread) -> Wait | None:
     if vm.spinlocks[mm]:
         return WAIT
     frame, slot = thread.frame, thread.entry.number
-    if vm.entry(mm, va) != thread.entry:
-        if not vm.design.rules.rereads_entry:
-            raise Broken("I-RETRY", f"thread {thread.id} maps a page though its entry has changed while it waited")
+    if vm.entry(mm, va) != thread.entry and vm.design.rules.rereads_entry:
         unlock_page(vm, thread.id, frame)
         vm.put(frame)
         redo(vm, thread)
         return None
     store = thread.operation.value is not None
     exclusive = store and vm.areas[mm][va].write and not vm.frames[frame].maps and vm.slots[slot].entries == 1
-    vm.set_entry(mm, va, Entry(Kind.PRESENT, frame, exclusive, accessed=True, dirty=exclusive))
+    replace_entry(vm, thread, Entry(Kind.PRESENT, frame, exclusive, accessed=True, dirty=exclusive))
     vm.touched[mm][va] = True
     vm.map(frame, from_held=True)
     vm.rss[mm] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..access import redo
+from ..access import redo, replace_entry
 from ..design import Rules
 from ..entry import Entry, Kind
 from ..locks import lock_page
@@ -68,7 +68,7 @@ def _fault_hint(vm: VM, thread: Thread) -> Wait | None:
         vm.change(thread.frame, locked_by=0)
         vm.put(thread.frame)
     write = entry.write and vm.design.rules.keeps_write
-    vm.set_entry(mm, va, entry._replace(kind=Kind.PRESENT, write=write, accessed=True))
+    replace_entry(vm, thread, entry._replace(kind=Kind.PRESENT, write=write, accessed=True))
     vm.touched[mm][va] = True
     redo(vm, thread)
     return None

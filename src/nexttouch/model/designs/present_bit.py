@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..access import redo
+from ..access import redo, replace_entry
 from ..design import Design, Rules
 from ..entry import Entry, Kind
 from ..locks import lock_page, unlock_page
 from ..migrate import move_locked
 from ..thread import WAIT, Step, Thread, Wait
-from ..violation import Broken
 from ..vm import DIRTY, VM
 
 __all__ = ["PresentBit", "PresentBitMappingFirst"]
@@ -125,11 +124,7 @@ def _repair(vm: VM, thread: Thread) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
-    if vm.entry(mm, va) != thread.entry:
-        if not vm.design.rules.rereads_entry:
-            raise Broken(
-                "I-RETRY", f"thread {thread.id} sets the present bit of an entry that has changed while it waited"
-            )
+    if vm.entry(mm, va) != thread.entry and vm.design.rules.rereads_entry:
         unlock_page(vm, thread.id, thread.frame)
         vm.put(thread.frame)
         redo(vm, thread)
@@ -148,5 +143,5 @@ def _repair(vm: VM, thread: Thread) -> Wait | None:
 
 def _set_present(vm: VM, thread: Thread) -> None:
     mm, va = thread.mm, thread.operation.va
-    vm.set_entry(mm, va, thread.entry._replace(kind=Kind.PRESENT, accessed=True))
+    replace_entry(vm, thread, thread.entry._replace(kind=Kind.PRESENT, accessed=True))
     vm.touched[mm][va] = True
