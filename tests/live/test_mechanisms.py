@@ -30,6 +30,7 @@ from programs.memory import (
     on_nodes,
     settled,
 )
+from programs.nodes import filled
 from targets.programs import compiled
 
 import nexttouch as nt
@@ -610,43 +611,23 @@ def test_all_of_the_heap(mechanism: str) -> None:
 # ---- a full node ----
 
 
-@contextmanager
-def almost_full(node: int, free: int) -> Iterator[None]:
-    """Take memory of `node` until there is room for about `free` pages or less."""
-    with more_hugetlb(10_000, node), Memory(1 << 15, fill=False) as rest:
-        policy = mempolicy.get_mempolicy()
-        mempolicy.set_mempolicy(Mode.PREFERRED, (node,))
-        taken = 0
-        try:
-            while taken < rest.pages:
-                rest.populate(taken, 64)
-                taken += 64
-                if (rest.nodes()[taken - 64 : taken] != node).any():
-                    break
-        finally:
-            mempolicy.set_mempolicy(*policy)
-        assert taken < rest.pages, "the node does not get full"
-        rest.advise(4, 0, min(free, taken))
-        yield
-
-
 @pytest.mark.lab
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 def test_a_full_node(options: dict[str, Any]) -> None:
     """What does not fit is readable, elsewhere, and counted as such; what is counted as moved is there."""
-    with Memory(1500) as memory:
+    with Memory(8192) as memory:
         memory.bind(0)
-        with almost_full(3, 300):
+        with filled(3, 300):
             with nt.lazy(memory.words, 3, **options) as migration:
                 memory.check()
             stats = migration.stats
-            assert settled(stats, 1500)
+            assert settled(stats, 8192)
             assert set(stats.left) == {Reason.TARGET_FULL}
             assert on_nodes(memory).get(3, 0) == stats.moved
             memory.check()
         with nt.lazy(memory.words, 3, **options) as migration:
             pass
-        assert on_nodes(memory) == {3: 1500}
+        assert on_nodes(memory) == {3: 8192}
         memory.check()
 
 
@@ -655,7 +636,7 @@ def test_a_full_node_and_huge_pages() -> None:
     with Memory(4 * HUGE, huge=True) as memory:
         memory.bind(0)
         assert memory.huge_pages() == 4 * HUGE
-        with almost_full(3, 300):
+        with filled(3, 300):
             with nt.lazy(memory.words, 3) as migration:
                 memory.check()
             assert settled(migration.stats, 4 * HUGE)

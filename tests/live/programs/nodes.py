@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-import nexttouch as nt
 from nexttouch.linux import mempolicy, nodes
-from nexttouch.linux.syscall import PAGE_SIZE
+from nexttouch.linux.mempolicy import Mode
+
+from .memory import Memory, more_hugetlb
 
 __all__ = ["cpuset", "filled"]
 
@@ -21,25 +21,30 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 @contextmanager
-def filled(node: int) -> Iterator[None]:
-    """Fill `node`, as far as the kernel lets a program that would take another node as well.
+def filled(node: int, free: int = 0) -> Iterator[None]:
+    """Fill `node`, as far as the kernel lets a program that would take another node as well, but for `free` pages.
 
-    Cached files go first: the kernel would drop them when a page has to move there, and the node would have room again.
-    The pages are small: huge ones would go elsewhere as soon as there is no huge frame left, and much else is.
+    Moving pages there gets at what is kept for those who take no other node: one or two thousand pages more. Cached
+    files go first: the kernel would drop them when a page has to move there, and the node would have room again. The
+    last pages are small: huge ones would go elsewhere as soon as there is no huge frame left, and much else is.
     """
     DROP_CACHES.write_text("3")
-    chunk = 8 << 20
-    held: list[np.ndarray[Any, Any]] = []
-    last = node
-    while last == node:
-        piece = nt.empty(chunk, np.uint8, node=node)
-        piece[::PAGE_SIZE] = 1
-        held.append(piece)
-        last = int(mempolicy.move_pages(0, np.array([piece.ctypes.data + chunk - PAGE_SIZE], np.uint64), None)[1][0])
-    try:
+    chunk = 64
+    with more_hugetlb(10_000, node), Memory(1 << 15, fill=False) as rest:
+        policy = mempolicy.get_mempolicy()
+        mempolicy.set_mempolicy(Mode.PREFERRED, (node,))
+        taken = 0
+        try:
+            while taken < rest.pages:
+                rest.populate(taken, chunk)
+                taken += chunk
+                if (rest.nodes()[taken - chunk : taken] != node).any():
+                    break
+        finally:
+            mempolicy.set_mempolicy(*policy)
+        assert taken < rest.pages, "the node does not get full"
+        rest.advise(mmap.MADV_DONTNEED, 0, min(free, taken))
         yield
-    finally:
-        held.clear()
 
 
 @contextmanager
