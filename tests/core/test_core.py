@@ -1,6 +1,7 @@
 """The pager without Python, built plain and with each sanitizer.
 
 `stress.c`: threads that read, write, discard, move, unmap and fork memory while it migrates, and a model of every word.
+`pace.c`: when the sweep steps.
 `crowd.c`: more threads that fault than there is room for.
 `fuzz_stat.c`: what the core reads of files.
 """
@@ -66,6 +67,12 @@ def test_every_word_is_as_the_model_says(
 def test_a_crowd_of_faults_does_not_hide_a_discard(name: str, tmp_path: Path) -> None:
     build("crowd.c", BUILDS[name][0], tmp_path / "crowd")
     done = subprocess.run([tmp_path / "crowd", "800"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_sweep_lets_faults_go_first_but_not_for_ever(tmp_path: Path) -> None:
+    build("pace.c", BUILDS["address+undefined"][0], tmp_path / "pace")
+    done = subprocess.run([tmp_path / "pace"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

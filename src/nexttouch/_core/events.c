@@ -12,16 +12,6 @@
 
 #include "internal.h"
 
-static uint64_t greater(uint64_t a, uint64_t b)
-{
-	return a > b ? a : b;
-}
-
-static uint64_t lesser(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 /* Whether a thread is between the begin of an unmapping or discard and its going on after its event was read. */
 bool is_changing(const struct nt_pager *pager)
 {
@@ -311,8 +301,11 @@ void handle_messages(struct nt_pager *pager)
 		read_events(pager);
 	} while (!restore_displaced(pager) && (sched_yield(), true));
 	atomic_store(&pager->gate_shut, false);
+	uint64_t began = now_ns();
 	for (size_t number = 0; number < pager->messages_count; number++)
 		serve_message(pager, &pager->messages[number]);
+	if (pager->messages_count)
+		pace_fault(&pager->pace, began, now_ns());
 	pager->messages_count = 0;
 	recall_faults(pager);
 }

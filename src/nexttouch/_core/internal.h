@@ -71,6 +71,16 @@ struct counts {
 	_Atomic uint64_t latency[NT_BUCKETS];
 };
 
+/*
+ * When the sweep may take its next step: when it is due by its rate, and it is `quiet` after faults, or patience is
+ * over; or when the deadline has passed.
+ */
+struct pace {
+	uint64_t due, deadline;
+	uint64_t took; /* by the last step */
+	uint64_t quiet, patience;
+};
+
 struct nt_pager;
 
 /*
@@ -128,7 +138,8 @@ struct nt_pager {
 	uint64_t arm_page;
 	size_t sweep_segment;
 	uint64_t sweep_page;
-	uint64_t sweep_due_ns, deadline_ns, discarded_ns;
+	struct pace pace; /* of the sweep */
+	uint64_t discarded_ns;
 
 	/* Inline service: handlers enter through the gate, which the thread shuts while it reads events. */
 	_Atomic bool gate_shut;
@@ -149,6 +160,16 @@ struct nt_pager {
 /* Pages of the largest unit that is moved through the staging area, and of the largest window. */
 #define UNIT_PAGES 512
 #define STAGE_SIZE (2UL << 20)
+
+static inline uint64_t greater(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+static inline uint64_t lesser(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
 
 static inline uint64_t now_ns(void)
 {
@@ -197,6 +218,12 @@ bool fail(struct nt_error *error, const char *call, const char *detail); /* with
 bool watch_ranges(struct nt_pager *pager, struct nt_error *error);
 void stop_watching(struct nt_pager *pager, struct nt_range range);
 void dismantle(struct nt_pager *pager);
+
+/* pace.c */
+void pace_begin(struct pace *pace, uint64_t now, double rate, double deadline);
+void pace_step(struct pace *pace, uint64_t began, uint64_t ended, double pause);
+void pace_fault(struct pace *pace, uint64_t began, uint64_t ended);
+uint64_t pace_next(const struct pace *pace);
 
 /* relocate.c */
 void own_pages(const struct nt_pager *pager);

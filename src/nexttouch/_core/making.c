@@ -290,7 +290,6 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 	pager->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	pager->uffd = options->uffd;
 	pager->wake_fd = -1;
-	pager->deadline_ns = UINT64_MAX;
 	pthread_condattr_t monotonic;
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

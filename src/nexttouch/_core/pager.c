@@ -204,13 +204,6 @@ static struct pages claim_swept(struct nt_pager *pager)
 	return (struct pages){pager->segments, 0, 0};
 }
 
-/* The time `seconds` after `from`; UINT64_MAX, which is never, if that is further off than the clock will get. */
-static uint64_t later(uint64_t from, double seconds)
-{
-	double limit = (double)((UINT64_MAX - from) / 2);
-	return seconds * NS < limit ? from + (uint64_t)(seconds * NS) : UINT64_MAX;
-}
-
 static void sweep(struct nt_pager *pager, bool late)
 {
 	uint64_t began = now_ns();
@@ -221,11 +214,9 @@ static void sweep(struct nt_pager *pager, bool late)
 	int again = pager->options.nodes_count ? move_run(pager, run, -1, NT_MOVED_SWEEP) : give_back(pager, run, NT_UNTOUCHED);
 	if (!again)
 		pager->sweep_page += run.count;
-	double pause = late ? 0 : (double)(run.count * pager->page_size) / pager->options.rate;
-	/* What the sweep could not do while faults had the thread is not made up for beyond one pause. */
-	uint64_t due = later(pager->sweep_due_ns, pause);
-	pager->sweep_due_ns = due > began ? due : later(began, pause);
-	count(&pager->counts.sweep_ns, now_ns() - began);
+	uint64_t ended = now_ns();
+	pace_step(&pager->pace, began, ended, late ? 0 : (double)(run.count * pager->page_size) / pager->options.rate);
+	count(&pager->counts.sweep_ns, ended - began);
 }
 
 /* Give every page back that is not touched yet; false when an event has to be read first. */
@@ -254,12 +245,6 @@ static void set_phase(struct nt_pager *pager, enum nt_phase phase)
 	atomic_store(&pager->phase, phase);
 	pthread_cond_broadcast(&pager->changed);
 	pthread_mutex_unlock(&pager->mutex);
-}
-
-static uint64_t next_sweep(const struct nt_pager *pager)
-{
-	uint64_t due = pager->options.rate > 0 && pager->options.nodes_count ? pager->sweep_due_ns : UINT64_MAX;
-	return due < pager->deadline_ns ? due : pager->deadline_ns;
 }
 
 /* Wait for a message, a request, the end of the process, or `until`. False when the process has ended. */
@@ -299,19 +284,19 @@ static void *run_pager(void *argument)
 	forget_node();
 	while (alive) {
 		uint8_t reason = request_reason(pager);
-		alive = wait_for_work(pager, armed && !reason ? next_sweep(pager) : 0) && !pager->gone;
+		alive = wait_for_work(pager, armed && !reason ? pace_next(&pager->pace) : 0) && !pager->gone;
 		if (reason) {
 			if (disarm_all(pager, reason))
 				break;
 		} else if (!armed) {
 			armed = arm_batch(pager);
 			if (armed) {
-				pager->sweep_due_ns = now_ns();
-				pager->deadline_ns = later(pager->sweep_due_ns, pager->options.deadline);
+				double rate = pager->options.nodes_count ? pager->options.rate : 0;
+				pace_begin(&pager->pace, now_ns(), rate, pager->options.deadline);
 				set_phase(pager, NT_SERVING);
 			}
-		} else if (now_ns() >= next_sweep(pager)) {
-			sweep(pager, now_ns() >= pager->deadline_ns);
+		} else if (now_ns() >= pace_next(&pager->pace)) {
+			sweep(pager, now_ns() >= pager->pace.deadline);
 		}
 		if (armed && atomic_load(&pager->unfinished) == 0)
 			break;
