@@ -37,7 +37,7 @@ def test_a_machine_of_one_node_has_no_distances() -> None:
     assert values(words(Machine(1, 1)), "-numa") == ["node,nodeid=0,memdev=ram0,cpus=0"]
 
 
-@pytest.mark.parametrize(("how", "accelerator", "cpu"), [("kvm", "kvm", "host"), ("tcg", "tcg,thread=single", "max")])
+@pytest.mark.parametrize(("how", "accelerator", "cpu"), [("kvm", "kvm", "host"), ("tcg", "tcg,thread=multi", "max")])
 def test_the_processor_suits_the_accelerator(how: str, accelerator: str, cpu: str) -> None:
     command = words(Machine(), how)
     assert values(command, "-accel") == [accelerator]

@@ -28,6 +28,8 @@ KERNEL_OPTIONS = (
     "console=ttyS0",
     "panic=-1",  # a panic reboots at once, which -no-reboot turns into QEMU's end
     "mitigations=off",
+    "maxcpus=1",  # the others come when the kernel has done with patching itself: see qemu.py
+    "lpj=4000000",  # and need not find out how long a loop takes
     "numa_balancing=disable",  # both move pages behind the back of who looks at placement
     "transparent_hugepage=madvise",
 )
@@ -76,6 +78,7 @@ out=$!
 { $b cat <err; $b cat end; } >${port}3 4>&- &
 err=$!
 $b mkdir /sys/fs/cgroup/command
+for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do [ -e "$cpu" ] && echo 1 >$cpu; done
 ulimit -l unlimited
 ulimit -c 0
 echo up >&4

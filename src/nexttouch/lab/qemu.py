@@ -16,9 +16,9 @@ PORTS = ("stdin", "stdout", "stderr", "state")
 """What the guest's serial ports carry, from number 1 on."""
 
 _CPU = {"kvm": "host", "tcg": "max"}  # a lesser emulated processor hangs or lacks what programs are compiled for
-# Emulated CPUs take turns in one thread. With a thread each, QEMU 7.2 and 8.0 may run an instruction that the kernel
-# is patching on the other CPU: one boot in about thirty died of `Oops: int3`.
-_ACCELERATOR = {"kvm": "kvm", "tcg": "tcg,thread=single"}
+# Emulated CPUs have a thread each. QEMU 7.2 and 8.0 may then run an instruction that the kernel is patching on another
+# CPU (`Oops: int3`, one boot in about thirty): so the guest boots on one CPU, and then takes the others.
+_ACCELERATOR = {"kvm": "kvm", "tcg": "tcg,thread=multi"}
 
 
 def qemu_command(
