@@ -25,8 +25,8 @@ Move the memory of a real program that knows nothing of it from one NUMA node to
 
 The program updates random blocks of a NumPy array and prints how long each step took. Its memory is moved three times:
 by the call of migratepages(8), eagerly in short batches, and lazily, as it writes. On a machine with one node this
-happens in a virtual machine with four (see `nexttouch lab`; its CPUs are emulated in turn, so its times say little
-of a real machine's); where that cannot be had, pages move to other frames of the one node."""
+happens in a virtual machine with four (see `nexttouch lab`; its CPUs are emulated, so its times say little of a real
+machine's); where that cannot be had, pages move to other frames of the one node."""
 
 _LEAST = 128 << 20
 _SMALLEST = 1 << 20  # bytes
