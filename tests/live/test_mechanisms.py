@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from programs.memory import (
     settled,
 )
 from programs.nodes import filled
-from targets.programs import compiled
 
 import nexttouch as nt
 from nexttouch import Reason, placement
@@ -293,82 +291,6 @@ def test_hugetlb(flags: int) -> None:
                 assert (stats.moved, stats.left) == (2 * HUGE, {})
             else:
                 assert stats.left == {Reason.AT_HOME: 2 * HUGE}
-
-
-# ---- older kernels ----
-
-OLDER = """
-import mmap, sys
-import numpy as np
-import nexttouch as nt
-arrays = np.ones(1 << 18), np.frombuffer(mmap.mmap(-1, 1 << 20), np.uint64)  # private and shared
-arrays[1][:] = 1
-for array in arrays:
-    with nt.lazy(array, 0, always=True, mechanism="write_protect") as migration:
-        assert migration.wait_armed(60)
-        array[:] += 1
-    print(migration.stats.moved > 200, nt.Reason.UNMAPPED in migration.stats.left)
-with nt.attach(int(sys.argv[1]), 0, always=True) as migration:
-    pass
-stats = migration.stats
-print(stats.moved_by_touch + stats.moved_by_sweep >= 256, nt.Reason.UNMAPPED in stats.left)
-"""
-
-
-def test_anonymous_memory_where_the_kernel_protects_no_other(tmp_path: Path) -> None:
-    """Before Linux 5.19."""
-    library = compiled("older", tmp_path, "-shared", "-fPIC")
-    target = "x = bytearray(1 << 20); print('ready', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", target], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-        assert program.stdout
-        assert program.stdout.readline() == b"ready\n"
-        done = subprocess.run(
-            [sys.executable, "-c", OLDER, str(program.pid)],
-            env=os.environ | {"LD_PRELOAD": str(library)},
-            capture_output=True,
-            text=True,
-            timeout=HANG,
-            check=False,
-        )
-        program.communicate(b"\n", timeout=HANG)
-    assert (done.stdout, done.stderr) == ("True False\nFalse False\nTrue False\n", "")
-
-
-# ---- kernels that lose count ----
-
-UNDERCOUNT = """
-import sys
-import numpy as np
-import nexttouch as nt
-pages, service = 256, sys.argv[1]
-array = nt.zeros((pages, 512), np.int64)
-array[:] = np.arange(pages)[:, None]
-for rate in (None, 0):
-    migration = nt.lazy(array, 0, always=True, rate=rate, window=1, service=service)
-    assert migration.wait_armed(60)
-    touched = array[: pages // 2].sum()
-    if rate == 0:
-        migration.cancel()
-    assert migration.wait(60)
-    print(migration.stats.moved, {reason.name: count for reason, count in migration.stats.left.items()})
-    print((array == np.arange(pages)[:, None]).all())
-"""
-
-
-@pytest.mark.parametrize("service", SERVICES)
-def test_pages_that_the_kernel_moves_and_does_not_count(tmp_path: Path, service: str) -> None:
-    """Linux 6.18, where an entry has changed under it: it calls the page that it has moved one that is in its way."""
-    kernel = Path(nt.__file__).parent / "_core"
-    library = compiled("undercount", tmp_path, "-shared", "-fPIC", f"-I{kernel}")
-    done = subprocess.run(
-        [sys.executable, "-c", UNDERCOUNT, service],
-        env=os.environ | {"LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("256 {}\nTrue\n128 {'CANCELLED': 128}\nTrue\n", "")
 
 
 # ---- files ----
