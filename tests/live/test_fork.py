@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -325,27 +326,49 @@ def barefork(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(compiled("barefork", tmp_path_factory.mktemp("barefork"), "-shared", "-fPIC")))
 
 
+@contextmanager
+def bare_child(barefork: ctypes.CDLL, memory: Memory) -> Iterator[bytes]:
+    """A child that lives until the end of the block; what it has read of the first and the last page, and "!"."""
+    reading, writing = os.pipe()
+    child = barefork.bare_fork(writing, ctypes.c_void_p(memory.at(0)), ctypes.c_void_p(memory.at(memory.pages - 1)))
+    os.close(writing)
+    read = b""
+    try:
+        while not read.endswith(b"!"):
+            assert select.select([reading], [], [], HANG)[0]
+            read += os.read(reading, 100)
+        yield read
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
+
+
 @service
 def test_a_fork_that_nobody_hears_of(options: dict[str, Any], barefork: ctypes.CDLL) -> None:
     """A bare system call: the child has no mapping there rather than zeros, and does not keep the parent's faults."""
     with Memory(60) as memory:
         migration = half_touched(memory, options)
-        reading, writing = os.pipe()
-        child = barefork.bare_fork(writing, ctypes.c_void_p(memory.at(0)), ctypes.c_void_p(memory.at(59)))
-        os.close(writing)
-        try:
-            assert select.select([reading], [], [], HANG)[0]
-            assert os.read(reading, 100) == b"!"  # EFAULT for both
+        with bare_child(barefork, memory) as read:
+            assert read == b"!"  # EFAULT for both
             run_threads(memory.fill)
             assert migration.wait(HANG)
             assert migration.stats.moved_by_touch == 60
             again = half_touched(memory, options)
             again.cancel()
             run_threads(memory.check)
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(reading)
+
+
+@service
+def test_parked_pages_stay_the_parents_own(options: dict[str, Any], barefork: ctypes.CDLL) -> None:
+    """They would have to be copied to be put back."""
+    with Memory(60) as memory:
+        frames = memory.frames()
+        migration = half_touched(memory, options)
+        with bare_child(barefork, memory):
+            migration.cancel()
+            assert (memory.frames()[30:] == frames[30:]).all()
+            memory.check()
 
 
 @service
