@@ -109,3 +109,10 @@ def test_a_refusal_while_the_program_unmaps_is_for_now(tmp_path: Path, service: 
     """The kernel looks for the mapping first, so it does not say that one has to come again."""
     done = preloaded(MOVES, "changing", tmp_path, service)
     assert done == "256 {}\nTrue\n128 {'CANCELLED': 128}\nTrue\n"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_memory_that_is_mapped_while_it_is_registered(tmp_path: Path, service: str) -> None:
+    """Registering passes over what is not mapped: what comes behind it has to be watched as well."""
+    done = preloaded(MOVES, "late", tmp_path, service)
+    assert done == "256 {}\nTrue\n128 {'CANCELLED': 128}\nTrue\n"
