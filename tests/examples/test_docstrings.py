@@ -36,7 +36,7 @@ def modules() -> Iterator[str]:
 
 @contextmanager
 def surroundings() -> Iterator[dict[str, Any]]:
-    """What the examples speak of without making it: arrays on node 0, and a program that runs."""
+    """What the examples speak of without making it: arrays on node 0, and a program that runs, its memory there too."""
     array, source, hole = nt.zeros((1024, PAGE_SIZE // 8), node=0), nt.zeros(PAGE_SIZE // 8), nt.zeros(PAGE_SIZE // 8)
     array += 1
     source += 1
@@ -46,7 +46,10 @@ def surroundings() -> Iterator[dict[str, Any]]:
         work += 1
 
     allowed = os.sched_getaffinity(0)
-    text = "memory = bytearray(8 << 20); print(flush=True); input()"
+    text = (
+        f"import os; os.sched_setaffinity(0, {set(nt.topology().node(0).cpus)});"
+        "memory = bytearray(8 << 20); print(flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"\n"
