@@ -32,6 +32,7 @@ KERNEL_OPTIONS = (
     "lpj=4000000",  # and need not find out how long a loop takes
     "numa_balancing=disable",  # both move pages behind the back of who looks at placement
     "transparent_hugepage=madvise",
+    "sysctl.vm.watermark_boost_factor=0",  # which pages fit on a node that is nearly full depends on no history
 )
 
 _INIT = """#!/bin/busybox sh
