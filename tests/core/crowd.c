@@ -1,5 +1,6 @@
 /*
- * More threads wait in faults than the pager reads messages at a time, while the program discards memory.
+ * More threads wait in faults than the pager reads messages at a time, while the program discards memory. And the sweep
+ * hears of the faults.
  *
  * usage: crowd THREADS. Exit 0 when every word was as it has to be, 1 with what was wrong; killed when it hangs.
  */
@@ -12,13 +13,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "../../src/nexttouch/_core/pager.h"
+#include "../../src/nexttouch/_core/internal.h"
 
 #define PAGE 4096u
 #define PAGES_EACH 32
 #define DISCARDS 16
 #define STACK_SIZE (1 << 15)
 #define HANG 60
+#define LONG_STEP (1ull << 50)
 
 static uint8_t *memory;
 static pthread_barrier_t begin;
@@ -73,11 +75,16 @@ int main(int count, char **arguments)
 	struct nt_pager *pager = migrate(pages, &error);
 	if (!pager)
 		return printf("%s: %s\n", error.call, strerror(error.number)), 1;
+	pager->pace.took = LONG_STEP; /* as if a sweep had gone before: from now on it waits for the faults */
 	pthread_barrier_wait(&begin);
 	for (uint64_t page = touched; page < pages; page++)
 		madvise(memory + page * PAGE, PAGE, MADV_DONTNEED);
 	for (size_t number = 0; number < crowd; number++)
 		pthread_join(threads[number], NULL);
+	nt_pager_cancel(pager);
+	nt_pager_wait(pager, NT_DONE, HANG);
+	if (pager->pace.quiet < LONG_STEP)
+		return printf("the sweep knows of no fault\n"), 1;
 	nt_pager_free(pager);
 	for (uint64_t page = 0; page < pages; page++)
 		if (memory[page * PAGE] != (page < touched ? 2 : 0) || memory[page * PAGE + 1] != (page < touched))

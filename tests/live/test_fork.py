@@ -332,11 +332,14 @@ def bare_child(barefork: ctypes.CDLL, memory: Memory) -> Iterator[bytes]:
     reading, writing = os.pipe()
     child = barefork.bare_fork(writing, ctypes.c_void_p(memory.at(0)), ctypes.c_void_p(memory.at(memory.pages - 1)))
     os.close(writing)
+    assert child > 0
     read = b""
     try:
         while not read.endswith(b"!"):
             assert select.select([reading], [], [], HANG)[0]
-            read += os.read(reading, 100)
+            more = os.read(reading, 100)
+            assert more, "the child has died"
+            read += more
         yield read
     finally:
         os.kill(child, signal.SIGKILL)

@@ -265,6 +265,23 @@ static bool landed(struct nt_pager *pager, uint64_t address, int node)
 	return node < 0 && (pager->target.words[there / 64] >> (there % 64) & 1);
 }
 
+/*
+ * Finish what was copied by where it landed. A node gets full in the middle of a run: so each page is looked at, unless the
+ * first and the last are where they should be.
+ */
+static void finish_copied(struct nt_pager *pager, struct pages run, int node, uint8_t moved)
+{
+	uint64_t first = address_of(pager, run.segment, run.first);
+	if (landed(pager, first, node) && landed(pager, first + (run.count - 1) * pager->page_size, node)) {
+		finish(pager, run, moved);
+		return;
+	}
+	for (uint64_t page = 0; page < run.count; page++) {
+		bool there = landed(pager, first + page * pager->page_size, node);
+		finish(pager, part(run, page, 1), there ? moved : NT_TARGET_FULL);
+	}
+}
+
 /* Move a run that is one unit, or all of unit 1. */
 static int move_together(struct nt_pager *pager, struct pages run, int node, uint8_t moved)
 {
@@ -278,7 +295,7 @@ static int move_together(struct nt_pager *pager, struct pages run, int node, uin
 	struct pages copied = part(run, 0, done), rest = part(run, done, run.count - done);
 	release_frames(pager, copied);
 	if (done)
-		finish(pager, copied, landed(pager, to, node) ? moved : NT_TARGET_FULL);
+		finish_copied(pager, copied, node, moved);
 	if (!rest.count)
 		return 0;
 	if (number == EAGAIN) {

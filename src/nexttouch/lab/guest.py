@@ -79,7 +79,9 @@ out=$!
 { $b cat <err; $b cat end; } >${port}3 4>&- &
 err=$!
 $b mkdir /sys/fs/cgroup/command
-for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do [ -e "$cpu" ] && echo 1 >$cpu; done
+for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
+    if [ -e "$cpu" ] && ! echo 1 >$cpu; then echo "nexttouch lab: cannot start $cpu"; $b poweroff -f; fi
+done
 ulimit -l unlimited
 ulimit -c 0
 echo up >&4

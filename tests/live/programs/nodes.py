@@ -19,6 +19,8 @@ __all__ = ["cpuset", "filled"]
 
 HUGE_SIZE = 2 << 20
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+FREE_LISTS = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
+"""The greater, the fewer free pages a CPU keeps to itself, where no other finds them; 0: as the kernel likes."""
 
 
 @contextmanager
@@ -30,6 +32,7 @@ def filled(node: int, free: int = 0) -> Iterator[None]:
     the node would have room again. Most of it is quickly taken by huge pages that nobody uses, the last 96 MiB by small
     ones: huge ones get at what is kept, too.
     """
+    FREE_LISTS.write_text("1000000")
     DROP_CACHES.write_text("3")
     chunk, last = 64, 96 << 20
     huge = max(nodes.memory(node)[1] - last, 0) // HUGE_SIZE
@@ -48,7 +51,10 @@ def filled(node: int, free: int = 0) -> Iterator[None]:
         assert taken < rest.pages, "the node does not get full"
         assert taken > free, "huge pages have filled the node"
         rest.advise(mmap.MADV_DONTNEED, 0, free)
-        yield
+        try:
+            yield
+        finally:
+            FREE_LISTS.write_text("0")
 
 
 @contextmanager
