@@ -128,7 +128,7 @@ def test_one_store_moves_a_window(binary: Path) -> None:
 
 def test_a_node_that_is_full(binary: Path) -> None:
     full_node = 3
-    with filled(full_node), steady(binary, threads=1, pages=5120) as (program, companion):
+    with filled(full_node, 512), steady(binary, threads=1, pages=2048) as (program, companion):
         before = places(program)
         with nt.attach(program.pid, full_node) as migration:
             pass

@@ -278,7 +278,7 @@ def test_a_process_that_may_not_use_a_node(program: subprocess.Popen[str], tmp_p
 
 @pytest.mark.lab
 def test_nodes_that_are_full() -> None:
-    pages = 32768
+    pages = 8192
     with Memory(pages) as memory, filled(3):
         memory.bind(0)
         for targets, room in (((3, 1), pages // 2), ((1, 3), pages // 2), ((3,), 0)):

@@ -537,19 +537,19 @@ def test_all_of_the_heap(mechanism: str) -> None:
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 def test_a_full_node(options: dict[str, Any]) -> None:
     """What does not fit is readable, elsewhere, and counted as such; what is counted as moved is there."""
-    with Memory(16384) as memory:
+    with Memory(8192) as memory:
         memory.bind(0)
-        with filled(3, 4096):
+        with filled(3, 2048):
             with nt.lazy(memory.words, 3, **options) as migration:
                 memory.check()
             stats = migration.stats
-            assert settled(stats, 16384)
+            assert settled(stats, 8192)
             assert set(stats.left) == {Reason.TARGET_FULL}
             assert on_nodes(memory).get(3, 0) == stats.moved > 0
             memory.check()
         with nt.lazy(memory.words, 3, **options) as migration:
             pass
-        assert on_nodes(memory) == {3: 16384}
+        assert on_nodes(memory) == {3: 8192}
         memory.check()
 
 

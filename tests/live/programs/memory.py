@@ -153,20 +153,20 @@ class Memory:
 
     def bind(self, node: int, first: int = 0, count: int | None = None) -> None:
         """Move pages to `node`, and leave the mapping without a policy of its own."""
-        addresses = np.uint64(self.at(first)) + np.arange(
-            self.pages - first if count is None else count, dtype=np.uint64
-        ) * np.uint64(PAGE_SIZE)
-        result, _ = mempolicy.move_pages(0, addresses, node)
+        result, _ = mempolicy.move_pages(0, self._addresses(first, count), node)
         assert result == 0
 
     def frames(self) -> NDArray[np.uint64]:
         """Frame of each page, 0 for a page that is not there."""
         return pagemap.frames(0, self.address, self.pages)
 
-    def nodes(self) -> NDArray[np.int32]:
-        """Node of each page, or -errno."""
-        addresses = np.uint64(self.address) + np.arange(self.pages, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-        return placement.nodes_of(0, addresses)
+    def nodes(self, first: int = 0, count: int | None = None) -> NDArray[np.int32]:
+        """Node of each of `count` pages from page `first` on, or -errno."""
+        return placement.nodes_of(0, self._addresses(first, count))
+
+    def _addresses(self, first: int, count: int | None) -> NDArray[np.uint64]:
+        pages = np.arange(self.pages - first if count is None else count, dtype=np.uint64)
+        return np.uint64(self.at(first)) + pages * np.uint64(PAGE_SIZE)
 
     def huge_pages(self) -> int:
         """Pages that huge ones map."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from nexttouch.linux import mempolicy, nodes
 from nexttouch.linux.mempolicy import Mode
 
-from .memory import Memory, more_hugetlb
+from .memory import PAGE_SIZE, Memory, more_hugetlb
 
 __all__ = ["cpuset", "filled"]
 
@@ -21,22 +21,27 @@ HUGE_SIZE = 2 << 20
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 FREE_LISTS = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 """The greater, the fewer free pages a CPU keeps to itself, where no other finds them; 0: as the kernel likes."""
+RESERVE = Path("/proc/sys/vm/min_free_kbytes")
+"""What all nodes together keep for those who cannot wait; what is kept for who takes no other node grows with it."""
 
 
 @contextmanager
 def filled(node: int, free: int = 0) -> Iterator[None]:
     """Fill `node`, as far as the kernel lets a program that would take another node as well, but for `free` pages.
 
-    Moving pages there gets at what is kept for those who take no other node, some 9,000 pages: mostly at half of it,
-    but at all of it was seen, too. Cached files go first: the kernel would drop them when a page has to move there, and
-    the node would have room again. Most of it is quickly taken by huge pages that nobody uses, the last 96 MiB by small
-    ones: huge ones get at what is kept, too.
+    Moving pages there gets at some of what is kept for those who take no other node, so little is kept meanwhile: some
+    hundred pages instead of 9,000. Cached files go first: the kernel would drop them when a page has to move there, and
+    the node would have room again. Most of it is quickly taken by huge pages that nobody uses, as far as there are any,
+    96 MiB or more by small ones: huge ones get at what is kept, too.
     """
-    FREE_LISTS.write_text("1000000")
-    DROP_CACHES.write_text("3")
     chunk, last = 64, 96 << 20
-    huge = max(nodes.memory(node)[1] - last, 0) // HUGE_SIZE
-    with more_hugetlb(huge, node), Memory(1 << 15, fill=False) as rest:
+    with ExitStack() as stack:
+        stack.enter_context(setting(FREE_LISTS, "1000000"))
+        stack.enter_context(setting(RESERVE, "1024"))
+        DROP_CACHES.write_text("3")
+        total, unused = nodes.memory(node)
+        stack.enter_context(more_hugetlb(max(unused - last, 0) // HUGE_SIZE, node))
+        rest = stack.enter_context(Memory(total // PAGE_SIZE, fill=False))
         policy = mempolicy.get_mempolicy()
         mempolicy.set_mempolicy(Mode.PREFERRED, (node,))
         taken = 0
@@ -44,17 +49,25 @@ def filled(node: int, free: int = 0) -> Iterator[None]:
             while taken < rest.pages:
                 rest.populate(taken, chunk)
                 taken += chunk
-                if (rest.nodes()[taken - chunk : taken] != node).any():
+                if (rest.nodes(taken - chunk, chunk) != node).any():
                     break
         finally:
             mempolicy.set_mempolicy(*policy)
         assert taken < rest.pages, "the node does not get full"
         assert taken > free, "huge pages have filled the node"
         rest.advise(mmap.MADV_DONTNEED, 0, free)
-        try:
-            yield
-        finally:
-            FREE_LISTS.write_text("0")
+        yield
+
+
+@contextmanager
+def setting(file: Path, value: str) -> Iterator[None]:
+    """Write `value` to one of the kernel's settings, and afterwards what it was."""
+    before = file.read_text()
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 @contextmanager
