@@ -18,6 +18,7 @@ from nexttouch.cli import demo, main
 from nexttouch.demo import Act, Demonstration
 from nexttouch.errors import LabError
 from nexttouch.live.reason import Reason
+from nexttouch.quantities import parse_size
 from nexttouch.topology import Topology, topology
 
 TIMEOUT = 600  # seconds: in an emulated machine all of it takes long
@@ -109,7 +110,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_lab_takes_over_where_there_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "room"), [("4MiB", 128 << 20), ("64MiB", 128 << 20), ("65MiB", 256 << 20)])
+def test_the_lab_takes_over_where_there_is_one_node(monkeypatch: pytest.MonkeyPatch, size: str, room: int) -> None:
     started: list[tuple[list[str], lab.Machine]] = []
 
     def start(command: list[str], machine: lab.Machine, *, timeout: float) -> int:
@@ -119,11 +121,11 @@ def test_the_lab_takes_over_where_there_is_one_node(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(lab, "setup", lambda tell: tell("ready"))
     monkeypatch.setattr(lab, "run", start)
-    assert main(["demo", "--size", "64MiB", "--json", "--svg", "drawn.svg"]) == 5
+    assert main(["demo", "--size", size, "--json", "--svg", "drawn.svg"]) == 5
     ((command, machine),) = started
     assert command[:6] == [sys.executable, "-m", "nexttouch", "demo", "--here", "--size"]
-    assert command[6:] == [str(64 << 20), "--json", "--svg", "drawn.svg"]
-    assert machine.memory >= lab.Machine.memory + (128 << 20)
+    assert command[6:] == [str(parse_size(size)), "--json", "--svg", "drawn.svg"]
+    assert machine.memory == lab.Machine.memory + room
 
 
 @pytest.mark.usefixtures("alone")

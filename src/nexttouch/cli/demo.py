@@ -110,7 +110,7 @@ def _run_in_lab(size: int, options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "nexttouch", "demo", "--here", "--size", str(size)]
     command += ["--json"] if options.json else []
     command += ["--svg", options.svg] if options.svg else []
-    return lab.run(command, lab.Machine(memory=lab.Machine.memory + 2 * size), timeout=900)
+    return lab.run(command, lab.Machine.with_room(2 * size), timeout=900)
 
 
 def _tell(line: str) -> None:

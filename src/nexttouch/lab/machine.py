@@ -57,6 +57,15 @@ class Machine:
         else:
             object.__setattr__(self, "distances", _usual_distances(self.nodes, self.cpu_nodes))
 
+    @classmethod
+    def with_room(cls, size: int) -> Machine:
+        """Return the usual machine, with at least `size` bytes more in each node.
+
+        >>> Machine.with_room(1).memory - Machine().memory
+        134217728
+        """
+        return cls(memory=cls.memory + -(-size // _BLOCK) * _BLOCK)
+
 
 def _usual_distances(nodes: int, cpu_nodes: int) -> tuple[tuple[int, ...], ...]:
     def distance(a: int, b: int) -> int:
