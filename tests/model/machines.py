@@ -64,7 +64,7 @@ class Run:
 
         def change(vm: VM) -> None:
             vm.set_entry(mm, 0, entry)
-            vm.touched[mm][0] = entry.accessed
+            vm.set_touched(mm, 0, entry.accessed)
 
         self.change(change)
 

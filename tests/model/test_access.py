@@ -192,7 +192,7 @@ def test_hardware_that_forgets_the_accessed_bit_would_be_noticed(monkeypatch: py
 
     def walk(vm: VM, thread: Thread, store: bool) -> None:
         entry = vm.entry(thread.mm, thread.operation.va)
-        vm.tlbs[thread.id][thread.operation.va] = Translation(entry.number, entry.write, entry.dirty)
+        vm.set_translation(thread.id, thread.operation.va, Translation(entry.number, entry.write, entry.dirty))
 
     monkeypatch.setattr(access, "_walk", walk)
     for test in (
@@ -208,7 +208,7 @@ def test_hardware_that_does_not_walk_again_would_be_noticed(monkeypatch: pytest.
     """Broken on purpose: the first store makes the translation dirty, whatever the entry says by now."""
 
     def set_dirty(vm: VM, thread: Thread, translation: Translation) -> None:
-        vm.tlbs[thread.id][thread.operation.va] = translation._replace(dirty=True)
+        vm.set_translation(thread.id, thread.operation.va, translation._replace(dirty=True))
 
     monkeypatch.setattr(access, "_set_dirty", set_dirty)
     with pytest.raises(AssertionError):
@@ -255,14 +255,14 @@ def test_while_unmapping_is_under_way_the_page_may_be_used(operation: Operation)
 def test_a_frame_that_is_free_is_not_used(operation: Operation) -> None:
     one = run(operation)
     one.step()
-    one.change(lambda vm: vm.tlbs[0].__setitem__(0, Translation(1, write=True, dirty=True)))
+    one.change(lambda vm: vm.set_translation(0, 0, Translation(1, write=True, dirty=True)))
     (move,) = one.machine.moves(one.shared, 0, one.locals[0])
     assert move.broken == Violation("I-UAF", "the TLB of CPU 0 uses frame 1, which is free")
 
 
 def test_a_store_to_a_private_page_is_seen_by_nobody_else() -> None:
     one = run(STORE, entry=PRESENT._replace(accessed=True, dirty=True), mappers=2, spaces=2)
-    one.change(lambda vm: vm.tlbs[0].__setitem__(0, Translation(0, write=True, dirty=True)))
+    one.change(lambda vm: vm.set_translation(0, 0, Translation(0, write=True, dirty=True)))
     (move,) = one.machine.moves(one.shared, 0, one.locals[0])
     assert move.broken == Violation("I-COW", "what thread 0 stores can be seen in address space 1")
 
@@ -292,7 +292,8 @@ def take_page(one: Run) -> None:
 
     def change(vm: VM) -> None:
         vm.set_entry(0, 0, NOTHING)
-        vm.touched[0][0], vm.rss[0] = False, 0
+        vm.set_touched(0, 0, False)
+        vm.rss[0] = 0
         vm.set_truth(0, 0, (0, 0))
         vm.unmap(0)
 
@@ -374,7 +375,8 @@ def test_a_fault_waits_for_whoever_changes_the_address_space() -> None:
 def test_a_fault_that_waits_changes_nothing() -> None:
     """Nor does it mark or count anything."""
     one = run(STORE, entry=PRESENT._replace(write=False, accessed=True))
-    one.change(lambda vm: (vm.sems.__setitem__(0, -2), vm.tlbs[0].__setitem__(0, Translation(0, False, False))))
+    one.change(lambda vm: vm.sems.__setitem__(0, -2))
+    one.change(lambda vm: vm.set_translation(0, 0, Translation(0, False, False)))
     before = one.shared
     events = dict(one.machine.events)
     assert one.waits()

@@ -269,7 +269,7 @@ def test_an_address_space_that_has_the_area_only_is_no_child() -> None:
 
 def test_a_step_that_breaks_a_promise_changes_nothing() -> None:
     one = Run(machine(Worker((LOAD,))))
-    one.change(lambda vm: vm.tlbs[0].__setitem__(0, Translation(1, write=True, dirty=True)))
+    one.change(lambda vm: vm.set_translation(0, 0, Translation(1, write=True, dirty=True)))
     (move,) = one.machine.moves(one.shared, 0, one.locals[0])
     assert move.fatal
     assert (move.shared, move.local) == (one.shared, one.locals[0])

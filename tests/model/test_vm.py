@@ -86,8 +86,8 @@ CHANGES: dict[str, Callable[[VM], object]] = {
     "slots": lambda vm: vm.slots.__setitem__(0, Slot(entries=1)),
     "spinlocks": lambda vm: vm.spinlocks.__setitem__(0, 1),
     "tables": lambda vm: vm.set_entry(0, 0, NOTHING),
-    "tlbs": lambda vm: vm.tlbs[0].__setitem__(0, Translation(0, True, False)),
-    "touched": lambda vm: vm.touched[0].__setitem__(0, False),
+    "tlbs": lambda vm: vm.set_translation(0, 0, Translation(0, True, False)),
+    "touched": lambda vm: vm.set_touched(0, 0, False),
     "truth": lambda vm: vm.set_truth(0, 0, (8, 9)),
 }
 
@@ -131,8 +131,11 @@ def test_a_field_that_is_forgotten_would_be_noticed(monkeypatch: pytest.MonkeyPa
 # ---- looking ----
 
 
-def test_places_in_order() -> None:
-    assert list(vm_of(spaces=2, addresses=2).places()) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+def test_entries_in_order() -> None:
+    vm = vm_of(spaces=2, addresses=2)
+    hidden = Entry(Kind.VALID_NONPRESENT, 3)
+    vm.set_entry(1, 0, hidden)
+    assert vm.entries() == [((0, 0), vm.entry(0, 0)), ((0, 1), NOTHING), ((1, 0), hidden), ((1, 1), NOTHING)]
 
 
 def test_entries_are_read_as_they_were_written() -> None:
@@ -142,7 +145,7 @@ def test_entries_are_read_as_they_were_written() -> None:
     hidden = Entry(Kind.VALID_NONPRESENT, 3, dirty=True)
     vm.set_entry(1, 0, hidden)
     assert vm.entry(1, 0) == hidden
-    assert vm.tables[1] == [vm.arch.encode(hidden)]
+    assert vm.tables[1] == (vm.arch.encode(hidden),)
 
 
 def test_an_entry_whose_table_somebody_else_has_locked_is_left_alone_but_by_hardware() -> None:
@@ -168,7 +171,7 @@ def test_mappings_are_entries_that_hold_the_frame() -> None:
 def test_translating_are_cpus_that_run_the_address_space() -> None:
     vm = vm_of(spaces=2)
     vm.running = (0, 1, 0)
-    vm.tlbs = [[Translation(0, True, False)], [Translation(0, True, False)], [None]]
+    vm.tlbs = ((Translation(0, True, False),), (Translation(0, True, False),), (None,))
     assert vm.translating(0, 0) == [0]
     assert vm.translating(1, 0) == [1]
 
@@ -309,7 +312,7 @@ def test_a_locked_frame_is_not_freed() -> None:
 
 def test_a_frame_that_a_tlb_maps_is_not_freed() -> None:
     vm = vm_of()
-    vm.tlbs = [[None], [Translation(0, False, False)]]
+    vm.tlbs = ((None,), (Translation(0, False, False),))
     with broken("I-TLB", "frame 0 is freed while the TLB of CPU 1 still maps it"):
         vm.unmap(0)
 

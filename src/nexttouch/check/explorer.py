@@ -19,6 +19,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from ..errors import InvalidArgument
 from ..model.move import Move, State
 from ..model.violation import Violation
@@ -181,19 +183,18 @@ class _Found(Exception):
         self.violation = violation
 
 
-class _Numbers:
+class _Numbers(dict[Hashable, int]):
     """Small numbers for hashable values, in the order in which they come."""
 
     def __init__(self) -> None:
-        self.of: dict[Hashable, int] = {}
-        self.values: list[Any] = []
+        super().__init__()
+        self.parts: list[Any] = []
 
-    def __call__(self, value: Hashable) -> int:
-        number = self.of.setdefault(value, len(self.values))
-        if number == len(self.values):
-            if number > _MASK:
-                raise OverflowError("more than 16 million distinct parts of states")
-            self.values.append(value)
+    def __missing__(self, value: Hashable) -> int:
+        number = self[value] = len(self)
+        if number > _MASK:
+            raise OverflowError("more than 16 million distinct parts of states")
+        self.parts.append(value)
         return number
 
 
@@ -208,16 +209,17 @@ class _Search:
         self.shared = _Numbers()
         shared, locals_ = model.initial()
         self.locals = [_Numbers() for _ in locals_]
-        self.steps: list[dict[int, tuple[int, ...]]] = [{} for _ in locals_]
         self.private: list[set[int]] = [set() for _ in locals_]
         self.stopped: list[set[int]] = [set() for _ in locals_]  # whose step broke a promise that is passed over
-        self.top = _BITS * len(locals_)
-        self.lanes = [(steps, _BITS * thread, thread) for thread, steps in enumerate(self.steps)]
-        self.start = self.shared(shared) << self.top
-        for thread, local in enumerate(locals_):
-            self.start |= self.locals[thread](local) << _BITS * thread
-        self.keys = [self.start]
-        self.seen = {self.start: 0}
+        self.shifts = [_BITS * thread for thread in range(1, len(locals_) + 1)]
+        self.masks = [_MASK | _MASK << shift for shift in self.shifts]  # what of a state one thread's step depends on
+        self.steps: list[dict[int, tuple[int, ...]]] = [{} for _ in locals_]  # by that: what a step adds to the state
+        self.lanes = list(zip(self.steps, self.masks, range(len(locals_)), strict=True))
+        start = self.shared[shared]
+        for numbers, shift, local in zip(self.locals, self.shifts, locals_, strict=True):
+            start |= numbers[local] << shift
+        self.keys = [start]
+        self.seen = {start: 0}
         self.parents = array("q", [-1])
         self.targets = array("q")  # where the steps of state n lead: targets[offsets[n] : offsets[n + 1]]
         self.offsets = array("q", [0])
@@ -225,14 +227,14 @@ class _Search:
 
     def run(self) -> Result:
         began = time.perf_counter()
-        broken = self.model.broken(self.shared.values[0])
+        broken = self.model.broken(self.shared.parts[0])
         if broken and self._stops_at(broken):
             self.result.violation = broken
         else:
             self._search_without_collecting()
         result = self.result
         result.transitions = len(self.targets)
-        result.states, result.shared = len(self.keys), len(self.shared.values)
+        result.states, result.shared = len(self.keys), len(self.shared.parts)
         result.marks = frozenset(self.model.marks)
         result.seconds = time.perf_counter() - began
         return result
@@ -255,80 +257,81 @@ class _Search:
             if after > self.most_states:
                 self.result.complete = False
                 return
-            for number in range(first, after):
-                try:
-                    backward |= self._expand(number, after)
-                except _Found as found:
-                    self._report(found.violation, number, found.choice)
-                    return
+            try:
+                backward |= self._expand(first, after)
+            except _Found as found:
+                self._report(found.violation, len(self.offsets) - 1, found.choice)
+                return
             if len(self.keys) > after:
                 self.result.depth += 1
             first = after
         if backward:
             self._look_for_cycle()
 
-    # Take every step from state `number`; return whether one led to a state before `level`.
-    def _expand(self, number: int, level: int) -> bool:
-        key, seen, keys, targets = self.keys[number], self.seen, self.keys, self.targets
-        backward, before, vm = False, len(targets), key >> self.top << _BITS
-        for steps, shift, thread in self._private_lane(key) if self.reduce else self.lanes:
-            pair = vm | key >> shift & _MASK
-            deltas = steps.get(pair)
-            if deltas is None:
-                deltas = self._compute(thread, pair)
-            for delta in deltas:
-                following = key + delta
-                known = seen.setdefault(following, len(keys))
-                targets.append(known)
-                if known == len(keys):
-                    keys.append(following)
-                    self.parents.append(number)
-                elif known < level:
-                    backward = True
-        if len(targets) == before:
-            self._end(key)
-        self.offsets.append(len(targets))
+    # Take every step from the states of one depth, `first` to `after`; return whether one led no deeper.
+    def _expand(self, first: int, after: int) -> bool:
+        keys, seen, parents, targets, offsets = self.keys, self.seen, self.parents, self.targets, self.offsets
+        lanes, reduce = self.lanes, self.reduce
+        backward, count = False, len(keys)
+        for number in range(first, after):
+            key = keys[number]
+            before = len(targets)
+            for steps, mask, thread in self._private_lane(key) if reduce else lanes:
+                deltas = steps.get(key & mask)
+                if deltas is None:
+                    deltas = self._compute(thread, key & mask)
+                for delta in deltas:
+                    following = key + delta
+                    known = seen.setdefault(following, count)
+                    targets.append(known)
+                    if known == count:
+                        count += 1
+                        keys.append(following)
+                        parents.append(number)
+                    elif known < after:
+                        backward = True
+            if len(targets) == before:
+                self._end(key)
+            offsets.append(len(targets))
         return backward
 
     # The first thread whose next step is private, if there is one; else all.
     def _private_lane(self, key: int) -> list[tuple[dict[int, tuple[int, ...]], int, int]]:
         for lane in self.lanes:
-            steps, shift, thread = lane
-            pair = key >> self.top << _BITS | key >> shift & _MASK
-            if pair not in steps:
-                self._compute(thread, pair)
-            if pair in self.private[thread] and steps[pair]:
+            steps, mask, thread = lane
+            if key & mask not in steps:
+                self._compute(thread, key & mask)
+            if key & mask in self.private[thread] and steps[key & mask]:
                 return [lane]
         return self.lanes
 
-    def _compute(self, thread: int, pair: int) -> tuple[int, ...]:
-        vm, local = pair >> _BITS, pair & _MASK
-        moves = self.model.moves(self.shared.values[vm], thread, self.locals[thread].values[local])
+    def _compute(self, thread: int, key: int) -> tuple[int, ...]:
+        shared, locals_, shift = self.shared, self.locals[thread], self.shifts[thread]
+        moves = self.model.moves(shared.parts[key & _MASK], thread, locals_.parts[key >> shift])
         deltas = []
         for alternative, move in enumerate(moves):
             if move.broken and self._stops_at(move.broken):
                 raise _Found(Choice(thread, alternative), move.broken)
             if move.fatal:
-                self.stopped[thread].add(pair)
+                self.stopped[thread].add(key)
                 continue
-            known = len(self.shared.values)
-            number = self.shared(move.shared)
-            broken = self.model.broken(move.shared) if number == known else None
-            if broken and self._stops_at(broken):
-                raise _Found(Choice(thread, alternative), broken)
-            change = self.locals[thread](move.local) - local
-            deltas.append((number - vm << self.top) + (change << _BITS * thread))
-        if moves and all(move.private for move in moves):
-            self.private[thread].add(pair)
-        found = self.steps[thread][pair] = tuple(deltas)
+            known = len(shared)
+            number = shared[move.shared]
+            if number == known:
+                broken = self.model.broken(move.shared)
+                if broken and self._stops_at(broken):
+                    raise _Found(Choice(thread, alternative), broken)
+            deltas.append(number + (locals_[move.local] << shift) - key)
+        if self.reduce and moves and all(move.private for move in moves):
+            self.private[thread].add(key)
+        found = self.steps[thread][key] = tuple(deltas)
         return found
 
     # No thread can go on.
     def _end(self, key: int) -> None:
         shared, locals_ = self._parts_of(key)
         waiting = [thread for thread, local in enumerate(locals_) if not self.model.ended(thread, local)]
-        vm = key >> self.top << _BITS
-        if any(vm | (key >> _BITS * thread) & _MASK in self.stopped[thread] for thread in waiting):
+        if any(key & self.masks[thread] in self.stopped[thread] for thread in waiting):
             return
         if waiting:
             who = " and ".join(f"thread {thread}" for thread in waiting)
@@ -340,8 +343,8 @@ class _Search:
             raise _Found(Choice(-1), broken)
 
     def _parts_of(self, key: int) -> tuple[State, tuple[State, ...]]:
-        locals_ = (numbers.values[(key >> _BITS * thread) & _MASK] for thread, numbers in enumerate(self.locals))
-        return self.shared.values[key >> self.top], tuple(locals_)
+        locals_ = (numbers.parts[key >> shift & _MASK] for numbers, shift in zip(self.locals, self.shifts, strict=True))
+        return self.shared.parts[key & _MASK], tuple(locals_)
 
     def _stops_at(self, violation: Violation) -> bool:
         if self.only(violation):
@@ -377,16 +380,16 @@ class _Search:
 
     def _look_for_cycle(self) -> None:
         """Take states away that no other leads to until none is left, or only cycles and what follows them."""
-        degrees = array("q", [0]) * len(self.keys)
-        for following in self.targets:
-            degrees[following] += 1
-        free = [number for number, degree in enumerate(degrees) if not degree]
-        while free:
-            for following in self._following(free.pop()):
-                degrees[following] -= 1
-                if not degrees[following]:
-                    free.append(following)
-        left = [number for number, degree in enumerate(degrees) if degree]
+        targets, offsets = np.asarray(self.targets), np.asarray(self.offsets)
+        degrees = np.bincount(targets, minlength=len(self.keys))
+        free = np.flatnonzero(degrees == 0)
+        while len(free):
+            counts = offsets[free + 1] - offsets[free]
+            steps = np.arange(counts.sum()) + np.repeat(offsets[free] + counts - counts.cumsum(), counts)
+            following, times = np.unique(targets[steps], return_counts=True)
+            degrees[following] -= times
+            free = following[degrees[following] == 0]
+        left = np.flatnonzero(degrees).tolist()
         if left:
             self._report_cycle(left)
 

@@ -51,8 +51,8 @@ def _walk(vm: VM, thread: Thread, store: bool) -> Wait | None:
     if not entry.accessed or (store and not entry.dirty):
         vm.events["bits_set"] += 1
         vm.set_bits(thread.mm, va, entry._replace(accessed=True, dirty=entry.dirty or store))
-    vm.touched[thread.mm][va] = True
-    vm.tlbs[thread.id][va] = Translation(entry.number, entry.write, store or entry.dirty)
+    vm.set_touched(thread.mm, va, True)
+    vm.set_translation(thread.id, va, Translation(entry.number, entry.write, store or entry.dirty))
     return None
 
 
@@ -61,12 +61,12 @@ def _set_dirty(vm: VM, thread: Thread, translation: Translation) -> Wait | None:
     va = thread.operation.va
     entry = vm.entry(thread.mm, va)
     if entry.kind is not Kind.PRESENT or not entry.write or entry.number != translation.frame:
-        vm.tlbs[thread.id][va] = None
+        vm.set_translation(thread.id, va, None)
         return None
     vm.events["bits_set"] += 1
     vm.set_bits(thread.mm, va, entry._replace(accessed=True, dirty=True))
-    vm.touched[thread.mm][va] = True
-    vm.tlbs[thread.id][va] = translation._replace(dirty=True)
+    vm.set_touched(thread.mm, va, True)
+    vm.set_translation(thread.id, va, translation._replace(dirty=True))
     return None
 
 
@@ -124,7 +124,7 @@ def fault(vm: VM, thread: Thread, store: bool) -> Wait | None:
     mm, va = thread.mm, thread.operation.va
     if not read_lock(vm, thread.id, mm):
         return WAIT
-    vm.tlbs[thread.id][va] = None
+    vm.set_translation(thread.id, va, None)
     vm.events["faults"] += 1
     area = vm.areas[mm][va]
     if not area.mapped or (store and not area.write):

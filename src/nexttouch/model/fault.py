@@ -113,7 +113,7 @@ def fault_write(vm: VM, thread: Thread) -> Wait | None:
         exclusive = False
     if vm.areas[mm][va].shared or (exclusive and not vm.design.moves_at_store(vm, thread, entry.number)):
         replace_entry(vm, thread, entry._replace(write=True, accessed=True, dirty=True))
-        vm.touched[mm][va] = True
+        vm.set_touched(mm, va, True)
         redo(vm, thread)
         return None
     vm.get(entry.number, "a fault that copies")
@@ -177,7 +177,7 @@ def _set_entry_of_copy(vm: VM, thread: Thread) -> None:
     vm.flag(thread.new, on=UPTODATE)
     vm.change(thread.new, mapping=ANON)
     vm.set_entry(mm, va, Entry(Kind.PRESENT, thread.new, write=True, accessed=True, dirty=True))
-    vm.touched[mm][va] = True
+    vm.set_touched(mm, va, True)
     vm.set_truth(mm, va, vm.true_words(mm, va))
     vm.map(thread.new, from_held=True)
 

@@ -53,7 +53,7 @@ INVARIANTS: dict[str, str] = {
 
 def broken_in(vm: VM) -> Violation | None:
     """Return the first promise that the state breaks."""
-    entries = [(place, vm.entry(*place)) for place in vm.places()]
+    entries = vm.entries()
     for check in _CHECKS:
         violation = check(vm, entries)
         if violation:
@@ -67,22 +67,24 @@ def broken_in(vm: VM) -> Violation | None:
 def _counters(vm: VM, entries: _Entries) -> Violation | None:
     if any(vm.spinlocks):  # an entry may be on its way to another address
         return None
-    maps = [0] * len(vm.frames)
+    mapped, cached = [0] * len(vm.frames), [0] * len(vm.frames)
     for _, entry in entries:
         if entry.mapped:
-            maps[entry.number] += 1
-    for number, frame in enumerate(vm.frames):
-        cached = int(vm.page_cache == number) + sum(slot.frame == number for slot in vm.slots)
+            mapped[entry.number] += 1
+    for slot in vm.slots:
+        if slot.frame != NO_FRAME:
+            cached[slot.frame] += 1
+    if vm.page_cache != NO_FRAME:
+        cached[vm.page_cache] += 1
+    for number, (frame, maps, caches) in enumerate(zip(vm.frames, mapped, cached, strict=True)):
         if frame.flags & FREE:
-            if maps[number] or cached:
+            if maps or caches:
                 return Violation("I-UAF", f"frame {number} is free, and still mapped or cached")
             continue
-        if frame.maps != maps[number]:
-            return Violation(
-                "I-MAP", f"the mapcount of frame {number} is {frame.maps}, but {maps[number]} entries map it"
-            )
-        if frame.refs != maps[number] + cached + frame.held:
-            have = maps[number] + cached + frame.held
+        if frame.maps != maps:
+            return Violation("I-MAP", f"the mapcount of frame {number} is {frame.maps}, but {maps} entries map it")
+        if frame.refs != maps + caches + frame.held:
+            have = maps + caches + frame.held
             return Violation(
                 "I-REF", f"the refcount of frame {number} is {frame.refs}, but there are {have} references"
             )
@@ -94,8 +96,11 @@ def _counters(vm: VM, entries: _Entries) -> Violation | None:
 def _slots(vm: VM, entries: _Entries) -> Violation | None:
     if any(vm.spinlocks):
         return None
-    for number, slot in enumerate(vm.slots):
-        count = sum(entry.kind is vm.design.slot_kind and entry.number == number for _, entry in entries)
+    naming = [0] * len(vm.slots)
+    for _, entry in entries:
+        if entry.kind is vm.design.slot_kind:
+            naming[entry.number] += 1
+    for number, (slot, count) in enumerate(zip(vm.slots, naming, strict=True)):
         if slot.entries != count:
             return Violation(
                 vm.design.slot_invariant, f"the count of slot {number} is {slot.entries}, but {count} entries name it"

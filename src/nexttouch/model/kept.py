@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .entry import Entry
 from .violation import Violation
 from .vm import VM
 
@@ -16,8 +17,8 @@ LEAVE_ENTRIES = frozenset({"migrate", "mark", "load", "pin"})
 
 def lost_of_entries(before: VM, after: VM, *, failed: bool) -> Violation | None:
     """Return what an entry has lost of what the design claims to keep; if the migration `failed`, it is a rollback."""
-    for place in before.places():
-        found = _lost(before, after, place)
+    for place, old in before.entries():
+        found = _lost(before, after, place, old)
         if found:
             invariant, what = found
             name = "I-ROLLBACK" if failed else invariant
@@ -25,9 +26,8 @@ def lost_of_entries(before: VM, after: VM, *, failed: bool) -> Violation | None:
     return None
 
 
-def _lost(before: VM, after: VM, place: tuple[int, int]) -> tuple[str, str] | None:
-    claims = before.design.claims
-    old, new = before.entry(*place), after.entry(*place)
+def _lost(before: VM, after: VM, place: tuple[int, int], old: Entry) -> tuple[str, str] | None:
+    claims, new = before.design.claims, after.entry(*place)
     if old.mapped and not new.mapped:
         of_file = before.areas[place[0]][place[1]].file
         return ("I-MAPPING", "its page of the file") if of_file and "file entries" in claims else None

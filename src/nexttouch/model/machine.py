@@ -130,19 +130,17 @@ class Machine:
     def moves(self, shared: State, number: int, local: State) -> Sequence[Move]:
         """Take the next step of a thread."""
         worker = self.workers[number]
-        if self.ended(number, local):
+        if local[0] == len(worker.script):
             return ()
-        vm = self.vm(shared)
+        vm = VM(shared, self.design, self.arch, self.running, self.events)
         vm.stepping = number + 1
         thread = Thread(local, number, worker.mm, worker.node, worker.script)
         if (
             not vm.alive[worker.mm] and not local[0] and worker.mm >= self.page.mappers + self.page.unmapped
         ):  # a child that is not forked yet
             return ()
-        operation = thread.operation.name
-        begins = not thread.steps
-        moving = begins and any(frame.locked_by not in (0, number + 1) for frame in vm.frames)
-        marked = begins and self.design.lazy and any(self.design.is_trap(vm.entry(*place)) for place in vm.places())
+        operation = worker.script[local[0]].name
+        races = () if thread.steps else self._new_races(vm, operation)
         step = thread.steps.pop() if thread.steps else OPERATIONS[operation]
         name = _step_name(step, operation)
         try:
@@ -153,13 +151,21 @@ class Machine:
             self.marks.update(vm.marks)
         if waits:
             return ()
-        if moving:
-            self.marks.add(f"{operation} while the page moves")
-        if marked:
-            self.marks.add(f"{operation} while the page is marked")
+        if races:
+            self.marks.update(races)
         if len(thread.results) > len(local[2]):
             self.marks.add(f"{operation}: {thread.results[-1]}")
         return (Move(name, vm.frozen(), thread.frozen(), vm.complaint),)
+
+    # What an operation that begins now comes upon, unless that is known to happen.
+    def _new_races(self, vm: VM, operation: str) -> list[str]:
+        moves, marked = f"{operation} while the page moves", f"{operation} while the page is marked"
+        found = []
+        if moves not in self.marks and any(frame.locked_by not in (0, vm.stepping) for frame in vm.frames):
+            found.append(moves)
+        if self.design.lazy and marked not in self.marks and any(self.design.is_trap(e) for _, e in vm.entries()):
+            found.append(marked)
+        return found
 
     def ended(self, number: int, local: State) -> bool:
         """Whether a thread has done all of its script."""
@@ -183,7 +189,7 @@ class Machine:
             lost = lost_of_entries(self.vm(_initial(self)), vm, failed=bool({"EAGAIN", "ENOMEM"} & set(locals_[0][2])))
             if lost:
                 return lost
-        if "mark" not in names and any(vm.entry(*place).kind is Kind.VALID_NONPRESENT for place in vm.places()):
+        if "mark" not in names and any(entry.kind is Kind.VALID_NONPRESENT for _, entry in vm.entries()):
             return Violation("I-ROLLBACK", "a migration has failed, and left entries that are not present")
         return broken_at_the_end(vm)
 

@@ -363,8 +363,7 @@ def _check_walk_2(vm: VM, thread: Thread) -> None:
 def _unlock(vm: VM, thread: Thread) -> None:
     old, new = thread.frame, thread.new
     moved = thread.why == "moved"
-    for place in vm.places():
-        entry = vm.entry(*place)
+    for place, entry in vm.entries():
         if entry.kind is Kind.MIGRATION and entry.number == old:
             raise Broken("I-COMPLETE", f"the page lock is released while {place} still has a migration entry")
     if moved:

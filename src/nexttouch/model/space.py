@@ -65,7 +65,7 @@ def _copy_entry(vm: VM, thread: Thread) -> Wait | None:
         ours, theirs = vm.design.fork_entry(vm, (parent, va), entry, area)
         if ours.kind is Kind.MIGRATION and vm.design.counts_hidden and vm.design.rules.counts_rss:
             vm.rss[child] += 1
-    vm.touched[child][va] = theirs.accessed
+    vm.set_touched(child, va, theirs.accessed)
     if theirs != NOTHING:
         vm.set_entry(child, va, theirs)
     if ours != entry:
@@ -120,7 +120,7 @@ def zap(vm: VM, mm: int, va: int) -> int:
     if entry == NOTHING:
         return NO_FRAME
     vm.set_entry(mm, va, NOTHING)
-    vm.touched[mm][va] = False
+    vm.set_touched(mm, va, False)
     if entry.kind is Kind.PRESENT or (entry.kind is Kind.VALID_NONPRESENT and vm.design.rules.understands_valid):
         if vm.frames[entry.number].mapping == FILE:
             vm.flag(entry.number, on=(DIRTY if entry.dirty else 0) | (REFERENCED if entry.accessed else 0))
@@ -266,7 +266,8 @@ def _set_entry(vm: VM, thread: Thread) -> None:
     mm, new = thread.mm, thread.operation.value
     assert new is not None
     vm.set_entry(mm, new, thread.entry)
-    vm.touched[mm][new], vm.touched[mm][thread.operation.va] = vm.touched[mm][thread.operation.va], False
+    vm.set_touched(mm, new, vm.touched[mm][thread.operation.va])
+    vm.set_touched(mm, thread.operation.va, False)
     unlock_table(vm, mm)
 
 

@@ -12,7 +12,7 @@ from .thread import WAIT, Thread, Wait
 from .tlb import flush
 from .vm import ANON, DIRTY, ISOLATED, LRU, NO_FRAME, NO_SLOT, SWAPCACHE, UPTODATE, VM
 
-__all__ = ["fault_slot", "reclaim"]
+__all__ = ["fault_slot", "put_back", "reclaim"]
 
 # ---- do_swap_page ----
 
@@ -73,7 +73,7 @@ def _map_found(vm: VM, thread: Thread) -> Wait | None:
     store = thread.operation.value is not None
     exclusive = store and vm.areas[mm][va].write and not vm.frames[frame].maps and vm.slots[slot].entries == 1
     replace_entry(vm, thread, Entry(Kind.PRESENT, frame, exclusive, accessed=True, dirty=exclusive))
-    vm.touched[mm][va] = True
+    vm.set_touched(mm, va, True)
     vm.map(frame, from_held=True)
     vm.rss[mm] += 1
     if not vm.design.rules.knows_locked:
@@ -155,7 +155,7 @@ def _to_slot(vm: VM, frame: int, place: tuple[int, int], entry: Entry) -> None:
         vm.flag(frame, on=DIRTY)
     vm.set_entry(*place, Entry(vm.design.slot_kind, slot))
     vm.count_slot(slot, 1)
-    vm.touched[place[0]][place[1]] = False
+    vm.set_touched(place[0], place[1], False)
     vm.unmap(frame)
     vm.rss[place[0]] -= 1
 
@@ -185,10 +185,18 @@ def _write_out(vm: VM, thread: Thread) -> None:
 
 
 def _keep(vm: VM, thread: Thread) -> None:
+    put_back(vm, thread)
+    thread.finish("kept")
+
+
+def put_back(vm: VM, thread: Thread) -> None:
+    """Unlock the thread's isolated page and give it back to the lists; out of the cache where no entry names its slot.
+
+    try_to_free_swap, unlock_page, putback_lru_page.
+    """
     frame = thread.frame
     if vm.has(frame, SWAPCACHE) and not vm.slots[vm.frames[frame].private].entries:
         vm.uncache_frame(frame)
     unlock_page(vm, thread.id, frame)
     vm.flag(frame, on=LRU, off=ISOLATED)
     vm.put(frame)
-    thread.finish("kept")

@@ -28,6 +28,6 @@ def flush_all(vm: VM, thread: Thread, places: Iterable[tuple[int, int]], *after:
 @cache
 def _flushing(mm: int, va: int, cpu: int) -> Step:
     def flush_tlb(vm: VM, thread: Thread) -> None:
-        vm.tlbs[cpu][va] = None
+        vm.set_translation(cpu, va, None)
 
     return flush_tlb

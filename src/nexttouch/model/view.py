@@ -48,8 +48,8 @@ def fields(machine: Machine, shared: State) -> dict[str, str]:
     """Return the state, field by field: "frame 0 refcount" -> "2", "page table 0:0" -> "present frame 0 W A"."""
     vm = machine.vm(shared)
     found: dict[str, str] = {}
-    for mm, va in vm.places():
-        found[f"page table {mm}:{va}"] = _entry_text(vm.entry(mm, va))
+    for (mm, va), entry in vm.entries():
+        found[f"page table {mm}:{va}"] = _entry_text(entry)
     for cpu, tlb in enumerate(vm.tlbs):
         for va, translation in enumerate(tlb):
             words = "-"

@@ -8,7 +8,6 @@ contain if no store is lost, and who holds which reference.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .entry import Entry
@@ -79,6 +78,10 @@ class Frame(NamedTuple):
     mapping: int = 0
     private: int = NO_SLOT
     words: Words = (0, 0)
+
+    def counted(self, refs: int = 0, maps: int = 0, held: int = 0) -> Frame:
+        """The frame with so many more references and entries, and references that threads hold."""
+        return Frame(self.refs + refs, self.maps + maps, self.held + held, *self[3:])
 
 
 class Area(NamedTuple):
@@ -182,12 +185,12 @@ class VM:
             (self.page_cache, self.file_words, self.file_size, self.dirtied, self.rmap_lock),
         ) = frozen
         self.frames: list[Frame] = list(frames)
-        self.tables: list[list[int]] = [*map(list, tables)]
+        self.tables: tuple[tuple[int, ...], ...] = tables
         self.areas: tuple[tuple[Area, ...], ...] = areas
-        self.tlbs: list[list[Translation | None]] = [*map(list, tlbs)]
+        self.tlbs: tuple[tuple[Translation | None, ...], ...] = tlbs
         self.slots: list[Slot] = list(slots)
         self.truth: tuple[tuple[Words | None, ...], ...] = truth
-        self.touched: list[list[bool]] = [*map(list, touched)]
+        self.touched: tuple[tuple[bool, ...], ...] = touched
         self.sems: list[int] = list(sems)
         self.spinlocks: list[int] = list(spinlocks)
         self.rss: list[int] = list(rss)
@@ -207,12 +210,12 @@ class VM:
         """Return the state as a value, from which `VM` makes it again."""
         return (
             tuple(self.frames),
-            tuple(map(tuple, self.tables)),
+            self.tables,
             self.areas,
-            tuple(map(tuple, self.tlbs)),
+            self.tlbs,
             tuple(self.slots),
             self.truth,
-            tuple(map(tuple, self.touched)),
+            self.touched,
             tuple(self.sems),
             tuple(self.spinlocks),
             tuple(self.rss),
@@ -240,20 +243,27 @@ class VM:
 
     def set_bits(self, mm: int, va: int, entry: Entry) -> None:
         """Write an entry, as hardware does: it asks for no lock."""
-        self.tables[mm][va] = self.arch.encode(entry)
+        self.tables = _with(self.tables, mm, va, self.arch.encode(entry))
         self.events["page_table_writes"] += 1
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """Every (mm, va) there is."""
-        for mm, table in enumerate(self.tables):
-            for va in range(len(table)):
-                yield mm, va
+    def entries(self) -> list[tuple[tuple[int, int], Entry]]:
+        """Every place, (mm, va), and its entry."""
+        decode = self.arch.decode
+        return [((mm, va), decode(word)) for mm, table in enumerate(self.tables) for va, word in enumerate(table)]
 
     def mappings(self, frame: int) -> list[tuple[int, int]]:
         """The places whose entries map `frame`."""
-        return [(mm, va) for mm, va in self.places() if (entry := self.entry(mm, va)).mapped and entry.number == frame]
+        return [place for place, entry in self.entries() if entry.mapped and entry.number == frame]
 
-    # ---- what changes seldom, and so is kept as it is frozen ----
+    # ---- what is kept as it is frozen: most steps leave it as it was ----
+
+    def set_translation(self, cpu: int, va: int, translation: Translation | None) -> None:
+        """Fill an entry of a TLB, or empty it."""
+        self.tlbs = _with(self.tlbs, cpu, va, translation)
+
+    def set_touched(self, mm: int, va: int, touched: bool) -> None:
+        """Say whether an address has been accessed since its entry was made."""
+        self.touched = _with(self.touched, mm, va, touched)
 
     def set_area(self, mm: int, va: int, area: Area) -> None:
         """Give an address another area."""
@@ -305,7 +315,7 @@ class VM:
     def get(self, frame: int, what: str) -> None:
         """Take a reference."""
         found = self.alive_frame(frame, what)
-        self.frames[frame] = found._replace(refs=found.refs + 1, held=found.held + 1)
+        self.frames[frame] = found.counted(refs=1, held=1)
         self.events["atomics"] += 1
 
     def put(self, frame: int) -> None:
@@ -316,7 +326,7 @@ class VM:
         """Count an entry: a reference and the mapcount; `from_held` hands over a reference that the thread holds."""
         found = self.alive_frame(frame, "an entry")
         extra = 0 if from_held else 1
-        self.frames[frame] = found._replace(refs=found.refs + extra, held=found.held - (1 - extra), maps=found.maps + 1)
+        self.frames[frame] = found.counted(refs=extra, maps=1, held=extra - 1)
         self.events["atomics"] += 1 + extra
 
     def unmap(self, frame: int, *, to_held: bool = False) -> None:
@@ -324,7 +334,7 @@ class VM:
         found = self.alive_frame(frame, "an entry")
         if not found.maps:
             raise Broken("I-MAP", f"the mapcount of frame {frame} would become negative")
-        self.frames[frame] = found._replace(maps=found.maps - 1, held=found.held + to_held)
+        self.frames[frame] = found.counted(maps=-1, held=int(to_held))
         self.events["atomics"] += 1
         if not to_held:
             self._drop(frame)
@@ -336,17 +346,16 @@ class VM:
     def add_cache_reference(self, frame: int) -> None:
         """Take the reference of a cache that has just taken the frame in."""
         found = self.alive_frame(frame, "a cache")
-        self.frames[frame] = found._replace(refs=found.refs + 1)
+        self.frames[frame] = found.counted(refs=1)
         self.events["atomics"] += 1
 
     def _drop(self, frame: int, held: int = 0) -> None:
         found = self.alive_frame(frame, "whoever drops a reference")
         self.events["atomics"] += 1
-        refs = found.refs - 1
-        if refs < 0:
+        if not found.refs:
             raise Broken("I-REF", f"the refcount of frame {frame} would become negative")
-        self.frames[frame] = found._replace(refs=refs, held=found.held - held)
-        if not refs:
+        self.frames[frame] = found.counted(refs=-1, held=-held)
+        if found.refs == 1:
             self._free(frame)
 
     def _free(self, frame: int) -> None:

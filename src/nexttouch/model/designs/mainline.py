@@ -69,6 +69,6 @@ def _fault_hint(vm: VM, thread: Thread) -> Wait | None:
         vm.put(thread.frame)
     write = entry.write and vm.design.rules.keeps_write
     replace_entry(vm, thread, entry._replace(kind=Kind.PRESENT, write=write, accessed=True))
-    vm.touched[mm][va] = True
+    vm.set_touched(mm, va, True)
     redo(vm, thread)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..entry import Entry, Kind
 from ..locks import lock_page, may_sleep, read_lock, read_unlock, unlock_page
 from ..migrate import conceal_entries
+from ..swap import put_back
 from ..thread import WAIT, Step, Thread, Wait
 from ..vm import ANON, DIRTY, ISOLATED, LRU, NO_FRAME, SWAPCACHE, UPTODATE, VM
 from .swap_entries import SwapEntries
@@ -69,12 +70,7 @@ def _mark(vm: VM, thread: Thread) -> Wait | None:
 
 
 def _marked(vm: VM, thread: Thread) -> None:
-    frame = thread.frame
-    if vm.has(frame, SWAPCACHE) and not vm.slots[vm.frames[frame].private].entries:
-        vm.uncache_frame(frame)
-    unlock_page(vm, thread.id, frame)
-    vm.flag(frame, on=LRU, off=ISOLATED)
-    vm.put(frame)
+    put_back(vm, thread)
     read_unlock(vm, thread.mm)
     thread.finish("done")
 

@@ -117,7 +117,7 @@ def lose_accessed(vm: VM, place: tuple[int, int], entry: Entry) -> None:
     mm, va = place
     if vm.touched[mm][va] and not entry.accessed and "accessed" not in vm.design.claims:
         vm.mark("cost: an accessed bit is lost")
-        vm.touched[mm][va] = False
+        vm.set_touched(mm, va, False)
 
 
 def wait_for_migration(vm: VM, thread: Thread) -> Wait | None:

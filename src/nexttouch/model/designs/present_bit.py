@@ -144,4 +144,4 @@ def _repair(vm: VM, thread: Thread) -> Wait | None:
 def _set_present(vm: VM, thread: Thread) -> None:
     mm, va = thread.mm, thread.operation.va
     replace_entry(vm, thread, thread.entry._replace(kind=Kind.PRESENT, accessed=True))
-    vm.touched[mm][va] = True
+    vm.set_touched(mm, va, True)
