@@ -76,15 +76,16 @@ def _counters(vm: VM, entries: _Entries) -> Violation | None:
             cached[slot.frame] += 1
     if vm.page_cache != NO_FRAME:
         cached[vm.page_cache] += 1
-    for number, (frame, maps, caches) in enumerate(zip(vm.frames, mapped, cached, strict=True)):
+    for number, frame in enumerate(vm.frames):
+        maps = mapped[number]
+        have = maps + cached[number] + frame.held
         if frame.flags & FREE:
-            if maps or caches:
-                return Violation("I-UAF", f"frame {number} is free, and still mapped or cached")
+            if have:
+                return Violation("I-UAF", f"frame {number} is free, and still mapped, cached or held")
             continue
         if frame.maps != maps:
             return Violation("I-MAP", f"the mapcount of frame {number} is {frame.maps}, but {maps} entries map it")
-        if frame.refs != maps + caches + frame.held:
-            have = maps + caches + frame.held
+        if frame.refs != have:
             return Violation(
                 "I-REF", f"the refcount of frame {number} is {frame.refs}, but there are {have} references"
             )
@@ -100,10 +101,11 @@ def _slots(vm: VM, entries: _Entries) -> Violation | None:
     for _, entry in entries:
         if entry.kind is vm.design.slot_kind:
             naming[entry.number] += 1
-    for number, (slot, count) in enumerate(zip(vm.slots, naming, strict=True)):
-        if slot.entries != count:
+    for number, slot in enumerate(vm.slots):
+        if slot.entries != naming[number]:
             return Violation(
-                vm.design.slot_invariant, f"the count of slot {number} is {slot.entries}, but {count} entries name it"
+                vm.design.slot_invariant,
+                f"the count of slot {number} is {slot.entries}, but {naming[number]} entries name it",
             )
     return None
 

@@ -437,4 +437,6 @@ class VM:
 
 def _with(table: tuple[tuple[_T, ...], ...], row: int, column: int, value: _T) -> tuple[tuple[_T, ...], ...]:
     old = table[row]
+    if old[column] == value:
+        return table
     return (*table[:row], (*old[:column], value, *old[column + 1 :]), *table[row + 1 :])
