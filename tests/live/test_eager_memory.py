@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from programs.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, in_child, libc, on_nodes, run_threads
+from programs.holders import in_a_pipe, while_a_child_shares
+from programs.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads
 from programs.nodes import cpuset, filled
 
 import nexttouch as nt
@@ -149,13 +147,6 @@ def test_holes_and_zero_pages_stay_what_they_are() -> None:
 def test_shared_pages_stay_unless_asked_for() -> None:
     with Memory(64) as memory:
         memory.bind(0)
-        reading, writing = os.pipe()
-
-        def child() -> bool:
-            os.close(writing)
-            assert os.read(reading, 1) == b"x"
-            memory.check()
-            return True
 
         def meanwhile() -> None:
             memory.part(0, 10)[::WORDS] += np.uint64(0)  # copied: these are this process's own
@@ -166,25 +157,9 @@ def test_shared_pages_stay_unless_asked_for() -> None:
             result = nt.move(memory.words, 3, shared=True)
             assert (result.moved, result.left) == (64, {})
             assert on_nodes(memory) == {3: 64}
-            os.write(writing, b"x")
 
-        assert in_child(child, meanwhile)
-        os.close(reading)
-        os.close(writing)
+        while_a_child_shares(meanwhile, memory)
         memory.check()
-
-
-@contextmanager
-def in_a_pipe(memory: Memory, first: int, count: int) -> Iterator[None]:
-    """Hold pages by references from a pipe (vmsplice), as a device would that reads them."""
-    reading, writing = os.pipe()
-    vector = struct.pack("<QQ", memory.at(first), count * PAGE_SIZE)
-    assert libc.vmsplice(writing, vector, 1, 0) == count * PAGE_SIZE
-    try:
-        yield
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 @pytest.mark.lab

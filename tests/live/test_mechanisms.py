@@ -9,12 +9,11 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from programs.holders import in_a_pipe, registered, while_a_child_shares
 from programs.memory import (
     HANG,
     HUGE,
@@ -23,7 +22,6 @@ from programs.memory import (
     WAYS,
     WORDS,
     Memory,
-    in_child,
     libc,
     more_hugetlb,
     on_nodes,
@@ -59,36 +57,6 @@ def migrated(memory: Memory, options: dict[str, Any], *, first: int = 0, count: 
 
 
 # ---- pages that somebody holds ----
-
-
-@contextmanager
-def in_a_pipe(memory: Memory, first: int, count: int) -> Iterator[int]:
-    """Hold pages by references from a pipe (vmsplice); gives the pipe's end to read from."""
-    reading, writing = os.pipe()
-    vector = struct.pack("<QQ", memory.at(first), count * PAGE_SIZE)
-    assert libc.vmsplice(writing, vector, 1, 0) == count * PAGE_SIZE
-    try:
-        yield reading
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-@contextmanager
-def registered(memory: Memory, first: int, count: int) -> Iterator[None]:
-    """Pin pages as a buffer of io_uring, as a device would."""
-    io_uring_setup, io_uring_register, register_buffers = 425, 427, 0
-    parameters = ctypes.create_string_buffer(120)
-    ring = libc.syscall(io_uring_setup, 1, parameters)
-    if ring < 0:
-        pytest.skip(f"io_uring: {os.strerror(ctypes.get_errno())}")
-    vector = struct.pack("<QQ", memory.at(first), count * PAGE_SIZE)
-    try:
-        if libc.syscall(io_uring_register, ring, register_buffers, vector, 1):
-            pytest.skip(f"registering buffers: {os.strerror(ctypes.get_errno())}")
-        yield
-    finally:
-        os.close(ring)
 
 
 @service
@@ -141,27 +109,12 @@ def test_pages_shared_with_a_child(options: dict[str, Any]) -> None:
                 assert stats.left == {Reason.SHARED: 64}
             memory.check()
             # What only this process has by now is not shared.
+            other.part(0, 15)[::WORDS] += np.uint64(0)
             with nt.lazy(other.words, 0, always=True, **options) as migration:
                 pass
             assert migration.stats.moved == 20 - 5 * ("mechanism" not in options)
-            os.write(writing, b"x")
 
-        def child() -> bool:
-            os.close(writing)
-            assert os.read(reading, 1) == b"x"
-            memory.check()
-            other.check()
-            return True
-
-        reading, writing = os.pipe()
-
-        def write_most() -> None:
-            other.part(0, 15)[::WORDS] += np.uint64(0)  # copied on write
-            meanwhile()
-
-        assert in_child(child, write_most)
-        os.close(reading)
-        os.close(writing)
+        while_a_child_shares(meanwhile, memory, other)
         memory.check()
         other.check()
 
@@ -171,24 +124,14 @@ def test_pages_shared_with_a_child(options: dict[str, Any]) -> None:
 def test_pages_shared_with_a_child_stay(mechanism: Any) -> None:
     with Memory(64) as memory:
         memory.bind(0)
-        reading, writing = os.pipe()
-
-        def child() -> bool:
-            os.close(writing)
-            assert os.read(reading, 1) == b"x"
-            memory.check()
-            return True
 
         def meanwhile() -> None:
             memory.part(0, 10)[::WORDS] += np.uint64(0)
             with nt.lazy(memory.words, 2, mechanism=mechanism) as migration:
                 pass
             assert (migration.stats.moved, migration.stats.left) == (10, {Reason.SHARED: 54})
-            os.write(writing, b"x")
 
-        assert in_child(child, meanwhile)
-        os.close(reading)
-        os.close(writing)
+        while_a_child_shares(meanwhile, memory)
         assert on_nodes(memory) == {0: 54, 2: 10}
         memory.check()
 
@@ -504,7 +447,9 @@ def test_a_page_that_has_moved_takes_memory_once(options: dict[str, Any]) -> Non
         ((start, size),) = migration.shadow
         assert sum(end - first for first, end in placement.populated(0, start, start + size)) == 100 * PAGE_SIZE
         memory.words[: 60 * WORDS : WORDS] += np.uint64(0)
-        assert sum(end - first for first, end in placement.populated(0, start, start + size)) == 40 * PAGE_SIZE
+        # The pager lets the program go on before it frees the frame that the last page has left.
+        left = sum(end - first for first, end in placement.populated(0, start, start + size))
+        assert 40 * PAGE_SIZE <= left <= 41 * PAGE_SIZE
         migration.cancel()
         memory.check()
 
