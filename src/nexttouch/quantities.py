@@ -6,6 +6,7 @@ Sizes are bytes (int), rates bytes per second (float), durations seconds (float)
 
 from __future__ import annotations
 
+import math
 import re
 from numbers import Real
 
@@ -40,9 +41,10 @@ def parse_size(text: str, *, argument: str = "size") -> int:
         InvalidArgument: naming `argument`, when the text is no size.
     """
     match = _SIZE.fullmatch(text.strip())
-    if not match:
+    size = float(match[1]) * 1024 ** _PREFIXES[match[2].lower()] if match else math.inf
+    if not math.isfinite(size):
         raise InvalidArgument(argument, f"is {text!r}, which is not a size such as 4096, 64KiB or 1.5GiB")
-    return int(float(match[1]) * 1024 ** _PREFIXES[match[2].lower()])
+    return int(size)
 
 
 def parse_rate(text: str, *, argument: str = "rate") -> float:
@@ -73,9 +75,10 @@ def parse_duration(text: str, *, argument: str = "duration") -> float:
         InvalidArgument: naming `argument`, when the text is no duration.
     """
     match = _DURATION.fullmatch(text.strip())
-    if not match:
+    duration = float(match[1]) * _SECONDS[match[2] or "s"] if match else math.inf
+    if not math.isfinite(duration):
         raise InvalidArgument(argument, f"is {text!r}, which is not a duration such as 20ms, 3s or 2min")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    return duration
 
 
 def is_number(value: object) -> bool:

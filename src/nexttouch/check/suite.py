@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ..linux.prctl import end_with
 from ..model.arch import ARCHES
 from ..model.design import Design
 from ..model.designs import DESIGNS
@@ -204,10 +205,10 @@ def check_mutation(name: str) -> MutationVerdict:
 
 
 def run_all(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Yield function(item) for each item, in order, computed on all CPUs."""
+    """Yield function(item) for each item, in order, computed on all CPUs; by processes that end with this one."""
     workers = min(os.cpu_count() or 1, len(items))
     if workers < 2:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers) as executor:
+    with ProcessPoolExecutor(workers, initializer=end_with, initargs=(os.getpid(),)) as executor:
         yield from executor.map(function, items)

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NexttouchError as error:
         print(f"nexttouch: {_message(error)}", file=sys.stderr)
         return error.exit_code
+    except MemoryError as error:
+        print(f"nexttouch: there is not enough memory for that: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is at work is cancelled at exit: once is enough
         return INTERRUPTED

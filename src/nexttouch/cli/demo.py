@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument, LabError
 from ..linux.syscall import PAGE_SIZE
-from ..live.reason import describe
+from ..live.reason import Reason, describe
 from ..quantities import format_count, format_duration, format_size, parse_size
 from ..topology import topology
 from .paragraphs import Paragraphs
@@ -61,16 +61,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Show it; return 0."""
-    size = parse_size(options.size, argument="--size") if options.size else _LEAST
+    size = parse_size(options.size, argument="--size") if options.size is not None else _LEAST
     if size < _SMALLEST:
         raise InvalidArgument("--size", f"is {options.size}, but has to be at least {format_size(_SMALLEST)}")
     several = len(topology().memory_nodes) > 1
-    if options.svg:
+    if options.svg is not None:
         _check_drawing(options.svg, impossible=options.here and not several)
     if several:
         return _show_nodes(size, options)
     missing = "--here asks for this machine" if options.here else _missing_lab()
-    if missing and options.svg:
+    if missing and options.svg is not None:
         raise LabError(f"there is nothing to draw: {missing}")
     if missing:
         _tell(f"this machine has one node, and the virtual one with four is not used: {missing}")
@@ -89,7 +89,7 @@ def _check_drawing(file: str, *, impossible: bool) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise InvalidArgument("--svg", f"is {file}, which cannot be written: {error.strerror}") from None
+        raise InvalidArgument("--svg", f"is {file!r}, which cannot be written: {error.strerror}") from None
 
 
 # Sets the lab up; what keeps it from working, None if nothing does.
@@ -109,7 +109,7 @@ def _run_in_lab(size: int, options: argparse.Namespace) -> int:
 
     command = [sys.executable, "-m", "nexttouch", "demo", "--here", "--size", str(size)]
     command += ["--json"] if options.json else []
-    command += ["--svg", options.svg] if options.svg else []
+    command += ["--svg", options.svg] if options.svg is not None else []
     return lab.run(command, lab.Machine.with_room(2 * size), timeout=900)
 
 
@@ -122,7 +122,7 @@ def _show_nodes(size: int, options: argparse.Namespace) -> int:
 
     shown = demonstrate(size, _tell)
     print(json.dumps(shown.to_dict()) if options.json else _text(shown))
-    if options.svg:
+    if options.svg is not None:
         Path(options.svg).write_text(_drawing(shown))
         _tell(f"drew {options.svg}")
     return 0
@@ -170,7 +170,10 @@ def _thin(samples: list[tuple[float, dict[int, int]]], most: int = 8) -> list[tu
 
 # Each node's share of the bar in its own digit: 0000011111.
 def _nodes_line(where: dict[int, int], most: int, label: str) -> str:
-    bar = "".join(str(node % 10) * round(_BAR * count / most) for node, count in sorted(where.items()))
+    bar, total = "", 0
+    for node, count in sorted(where.items()):
+        total += count
+        bar = bar.ljust(round(_BAR * total / most), str(node % 10))
     counts = "  ".join(f"node {node}: {format_count(count)}" for node, count in sorted(where.items()))
     return f"  {label:>8}  {bar:{_BAR}}  {counts}"
 
@@ -198,12 +201,15 @@ def _show_frames(size: int, as_json: bool) -> int:
 
 def _frames_text(shown: dict[str, Any]) -> str:
     moved = shown["moved_by_touch"] + shown["moved_by_sweep"]
+    left = {Reason[name.upper()]: count for name, count in shown["left"].items()}
     changed = shown["changed_frames"]
     seen = "only root may see their frames" if changed is None else f"{format_count(changed)} have a new frame"
-    return (
+    waited = f"the longest touch waited {format_duration(shown['longest_service'])}"
+    lines = [
         f"{format_size(shown['pages'] * PAGE_SIZE)} of this process, moved to other frames of the only node in "
-        f"{format_duration(shown['seconds'])}\n"
+        f"{format_duration(shown['seconds'])}",
         f"{format_count(moved)} pages moved: {format_count(shown['moved_by_touch'])} when touched, "
-        f"{format_count(shown['moved_by_sweep'])} by the sweep; {seen}\n"
-        f"the longest touch waited {format_duration(shown['longest_service'])}; every byte was checked"
-    )
+        f"{format_count(shown['moved_by_sweep'])} by the sweep; {seen}",
+        f"{waited if shown['moved_by_touch'] else 'no touch had to wait'}; every word was compared",
+    ]
+    return "\n".join([*lines, *(f"stayed: {line}" for line in describe(left))])

@@ -7,7 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, NoSuchProcess
+from ..linux import procfs
 from ..linux.syscall import PAGE_SIZE
 from ..live.reason import Reason, describe
 from ..quantities import format_count, format_duration, format_size, parse_duration, parse_rate
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _DESCRIPTION = """\
-Bring the memory of process PID to NUMA node NODE (several, as 0,1: interleaved).
+Bring the memory of process PID to NUMA node NODE; or to several, as 0,1: pages of other nodes are interleaved over
+them, those that are on one of them stay.
 
 eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
 that is just being moved waits for its batch.
@@ -56,7 +58,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("pid", type=int, metavar="PID", help="the process; your own, or any with CAP_SYS_PTRACE")
     parser.add_argument("--to", required=True, metavar="NODE[,NODE...]", help="target node, or nodes to interleave")
     parser.add_argument("--lazy", action="store_true", help="move pages as they are written to, and by a sweep")
-    parser.add_argument("--rate", metavar="RATE", help="move at most this much a second, as 100MiB/s (no limit)")
+    parser.add_argument(
+        "--rate",
+        metavar="RATE",
+        help="move at most this much a second, as 100MiB/s (no limit); lazily, the sweep: stores are not held back",
+    )
     eager = parser.add_argument_group("eagerly")
     eager.add_argument("--latency", metavar="DURATION", help="longest that the process may wait for a batch (20ms)")
     eager.add_argument("--shared", action="store_true", help="also pages that other processes map (CAP_SYS_NICE)")
@@ -90,7 +96,7 @@ def _refuse_mixture(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and getattr(options, name) is not False:
             mode = "does not go with --lazy" if options.lazy else "needs --lazy"
             raise InvalidArgument(f"--{name.replace('_', '-')}", mode)
-    if options.no_sweep and options.rate:
+    if options.no_sweep and options.rate is not None:
         raise InvalidArgument("--rate", "is the sweep's, which --no-sweep turns off")
 
 
@@ -104,18 +110,28 @@ def _nodes(text: str) -> tuple[int, ...]:
 def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> None:
     from ..live.eager import move
 
-    latency = parse_duration(options.latency, argument="--latency") if options.latency else 0.02
-    rate = parse_rate(options.rate, argument="--rate") if options.rate else None
-    with Progress("moved", quiet=options.json) as progress:
-        result = move(
-            options.pid,
-            nodes,
-            latency=latency,
-            rate=rate,
-            shared=options.shared,
-            dry_run=options.dry_run,
-            progress=progress.show,
+    latency = parse_duration(options.latency, argument="--latency") if options.latency is not None else 0.02
+    rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
+    progress = Progress("moved", quiet=options.json)
+    try:
+        with progress:
+            result = move(
+                options.pid,
+                nodes,
+                latency=latency,
+                rate=rate,
+                shared=options.shared,
+                dry_run=options.dry_run,
+                progress=progress.show,
+            )
+    except KeyboardInterrupt:
+        done = (
+            f"{format_count(progress.done)} of {_pages(progress.total)} were done"
+            if progress.total
+            else "nothing was done"
         )
+        print(f"interrupted: {done}; what has moved stays where it is", file=sys.stderr)
+        raise
     print(json.dumps(result.to_dict()) if options.json else _eager_text(result))
 
 
@@ -135,21 +151,31 @@ def _nodes_text(result: MoveResult) -> str:
 def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
     from ..live.attach import attach
 
-    deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline else None
-    rate = 0.0 if options.no_sweep else parse_rate(options.rate, argument="--rate") if options.rate else None
+    deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline is not None else None
+    rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
     if options.no_sweep and deadline is None:
         raise InvalidArgument("--no-sweep", "needs --deadline: pages that nobody writes to would wait for ever")
     window = 64 if options.window is None else options.window
     with Signals() as signals:
-        migration = attach(options.pid, nodes, rate=rate, deadline=deadline, window=window)
+        migration = attach(options.pid, nodes, rate=0.0 if options.no_sweep else rate, deadline=deadline, window=window)
         signals.hold_interrupts()
         with migration, Progress("done", quiet=options.json) as progress:
             finished = _follow(migration, progress, signals)
     if not finished:
         print("interrupted: every page that was still protected has been given back", file=sys.stderr)
     stats = migration.stats
+    if _has_ended(options.pid):
+        print("the process has ended meanwhile, and its memory is gone", file=sys.stderr)
     print(json.dumps(stats.to_dict()) if options.json else _lazy_text(stats))
     return 0 if finished else INTERRUPTED
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        procfs.with_memory(pid)
+    except NoSuchProcess:
+        return True
+    return False
 
 
 def _follow(migration: Migration, progress: Progress, signals: Signals) -> bool:

@@ -16,16 +16,22 @@ _INTERVAL = 0.1
 
 
 class Progress:
-    """A line such as "moved 1.2 GiB of 4 GiB (30%)", rewritten in place and wiped at the end of the block."""
+    """A line such as "moved 1.2 GiB of 4 GiB (30%)", rewritten in place and wiped at the end of the block.
+
+    Attributes:
+        done, total: the pages that it was last told of, shown or not.
+    """
 
     def __init__(self, verb: str, *, quiet: bool = False) -> None:
         self._verb = verb
         self._active = not quiet and sys.stderr.isatty()
         self._next = 0.0
         self._shown = 0
+        self.done = self.total = 0
 
     def show(self, done: int, total: int) -> None:
         """Show that `done` of `total` pages are; at most ten times a second."""
+        self.done, self.total = done, total
         now = time.monotonic()
         if not self._active or now < self._next:
             return

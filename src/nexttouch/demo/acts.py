@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ _SUBJECT = Path(__file__).with_name("subject.py")
 _SAMPLING = 0.4  # seconds between two looks where the pages are
 _SAMPLED = 512  # pages looked at each time
 _SETTLE_STEPS = 200  # what is normal is taken from so many steps
+_COMPARED = 1 << 14  # words compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Act:
         longest_step: the longest step of the subject that had anything to do with it, in seconds.
         steps: seconds of each step that the subject completed meanwhile, in order.
         before, after: pages on each node.
-        during: samples (seconds since the begin, pages on each node as a sample of the array's pages has it).
+        during: samples (seconds since the begin, pages on each node: those of the array as a sample of them has it, the
+            others where they were before).
         left: pages that stayed, by reason; empty where the call gives none.
         stopped: seconds that the subject was held to be attached to.
         attaching: of `seconds`, those before anything could move: finding the pages, and a process that attaches.
@@ -144,6 +147,14 @@ def _out_of_the_way(machine: Topology, target: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+class _Sample(NamedTuple):
+    """Addresses of some pages of the subject's array, how many pages that has, and the other pages by node."""
+
+    addresses: NDArray[np.uint64]
+    pages: int
+    others: Counter[int]
+
+
 class _Subject:
     """The program, its process id, and the steps that it has told of."""
 
@@ -205,7 +216,7 @@ class _Subject:
         during = []
         while thread.is_alive():
             thread.join(_SAMPLING)
-            during.append((time.monotonic() - began, self.by_node_of(sample, sum(before.values()))))
+            during.append((time.monotonic() - began, self.by_node_of(sample)))
         seconds, end = time.monotonic() - began, self.told
         if failure:
             raise failure[0]
@@ -217,21 +228,28 @@ class _Subject:
         """Pages of the process on each node."""
         return placement.where(self.pid).by_node
 
-    def sample(self) -> NDArray[np.uint64]:
-        """Addresses of pages of its array, evenly spaced."""
-        array = max(placement.where(self.pid).mappings, key=lambda mapping: mapping.counts.present)
+    def sample(self) -> _Sample:
+        """Take a sample of the pages of its array, evenly spaced."""
+        placed = placement.where(self.pid)
+        array = max(placed.mappings, key=lambda mapping: mapping.counts.present)
         pages = (array.end - array.start) // PAGE_SIZE
         numbers: NDArray[np.uint64] = np.linspace(0, pages - 1, min(_SAMPLED, pages)).astype(np.uint64)
-        return np.uint64(array.start) + numbers * np.uint64(PAGE_SIZE)
+        addresses = np.uint64(array.start) + numbers * np.uint64(PAGE_SIZE)
+        others = Counter(placed.by_node)
+        others.subtract(array.counts.by_node)
+        return _Sample(addresses, array.counts.present, others)
 
-    def by_node_of(self, sample: NDArray[np.uint64], pages: int) -> dict[int, int]:
-        """Pages on each node as the sample has it, of `pages` in all.
+    def by_node_of(self, sample: _Sample) -> dict[int, int]:
+        """Pages on each node: of the array as the sample has it, and the others where they were.
 
         To look at all pages takes the lock of the memory map for so long that the subject would wait for it.
         """
-        nodes = placement.nodes_of(self.pid, sample)
+        nodes = placement.nodes_of(self.pid, sample.addresses)
         found, counts = np.unique(nodes[nodes >= 0], return_counts=True)
-        return {int(node): round(int(count) * pages / len(sample)) for node, count in zip(found, counts, strict=True)}
+        array = {
+            int(node): round(sample.pages * count / counts.sum()) for node, count in zip(found, counts, strict=True)
+        }
+        return dict(sorted((+(sample.others + Counter(array))).items()))
 
 
 def _migratepages(pid: int, target: int) -> dict[str, Any]:
@@ -261,17 +279,18 @@ def relocate_here(size: int) -> dict[str, Any]:
     Returns pages, changed_frames (None where only root may see them), moved_by_touch, moved_by_sweep, seconds,
     longest_service, left.
     """
-    array = np.ones(size // 8)
+    words = size // 8
+    array = np.arange(words)
     start = -(-array.ctypes.data // PAGE_SIZE) * PAGE_SIZE
     pages = (array.ctypes.data + array.nbytes) // PAGE_SIZE - start // PAGE_SIZE
     before, began = _frames(start, pages), time.monotonic()
     with _lazily_here(array) as migration:
         migration.wait_armed()
-        total = float(array.sum())
+        wrong = sum(_wrong_words(array, first) for first in range(0, words, _COMPARED))
     seconds = time.monotonic() - began
     changed = None if before is None else int(np.count_nonzero(_frames(start, pages) != before))
-    if total != len(array):
-        raise NexttouchError(f"the array's sum is {total}, but was {len(array)}: this is a bug")
+    if wrong:
+        raise NexttouchError(f"{wrong} words of the array are not what they were: this is a bug")
     stats = asdict(migration.stats)
     kept = ("pages", "moved_by_touch", "moved_by_sweep", "longest_service")
     return {name: stats[name] for name in kept} | {
@@ -279,6 +298,11 @@ def relocate_here(size: int) -> dict[str, Any]:
         "seconds": seconds,
         "left": keyed(migration.stats.left),
     }
+
+
+def _wrong_words(array: NDArray[np.int64], first: int) -> int:
+    part = array[first : first + _COMPARED]
+    return int(np.count_nonzero(part != np.arange(first, first + len(part))))
 
 
 def _frames(start: int, pages: int) -> NDArray[np.uint64] | None:
@@ -289,7 +313,7 @@ def _frames(start: int, pages: int) -> NDArray[np.uint64] | None:
 
 
 # Faults of system calls take a privilege to be caught; what is shown here makes none on the array.
-def _lazily_here(array: NDArray[np.float64]) -> Migration:
+def _lazily_here(array: NDArray[np.int64]) -> Migration:
     node = topology().memory_nodes[0]
     try:
         return lazy(array, node, always=True)

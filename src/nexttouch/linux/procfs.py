@@ -30,6 +30,7 @@ __all__ = [
     "mappings",
     "not_permitted",
     "numa_maps",
+    "privilege",
     "smaps",
     "start_time",
     "status",
@@ -37,11 +38,12 @@ __all__ = [
     "with_memory",
 ]
 
-_OF_OTHERS = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
+_OF_OTHERS = "its memory is another user's or protected"
 _OF_ITS_OWN = (
     "it is protected from itself (not dumpable), as processes are that have changed their user; call "
     "prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE"
 )
+_CAP_SYS_PTRACE = 1 << 19  # include/uapi/linux/capability.h
 _PF_KTHREAD = 0x200000  # include/linux/sched.h
 
 
@@ -252,7 +254,15 @@ def access_error(pid: int, error: OSError) -> NoSuchProcess | NotPermitted | Ker
 
 def not_permitted(pid: int) -> NotPermitted:
     """Make the error for a process whose memory the kernel does not let this one see."""
-    return NotPermitted(pid, _OF_ITS_OWN if pid in (0, os.getpid()) else _OF_OTHERS)
+    return NotPermitted(pid, _OF_ITS_OWN if pid in (0, os.getpid()) else f"{_OF_OTHERS}; {privilege()}")
+
+
+def privilege() -> str:
+    """What would let this process see the memory of others; or, if it has that, what else stands in the way."""
+    (capabilities,) = re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if int(capabilities, 16) & _CAP_SYS_PTRACE:
+        return "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
+    return "run as root or with CAP_SYS_PTRACE"
 
 
 def _ended(pid: int) -> NoSuchProcess:

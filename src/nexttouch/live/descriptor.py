@@ -178,10 +178,9 @@ def _target(link: Path) -> str:
 
 
 def _why_closed(uid: int) -> str:
-    remedy = "run as root or with CAP_SYS_PTRACE"
     if uid != os.geteuid():
-        return f"it belongs to user {uid}; {remedy}"
-    return f"it is protected from its own user, as programs with set-uid or file capabilities are; {remedy}"
+        return f"it belongs to user {uid}; {procfs.privilege()}"
+    return f"it is protected from its own user, as programs with set-uid or file capabilities are; {procfs.privilege()}"
 
 
 def _check_program(pid: int, thread: int) -> None:

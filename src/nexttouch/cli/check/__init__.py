@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         progress("")
 
 
-_ALWAYS = {"costs", "mutations", "json"}  # the first two are ways of running it, in the order of `_mode`
+_ALWAYS = {"json"}
 
 
 class _Mode(NamedTuple):
@@ -120,8 +120,8 @@ def _mode(options: argparse.Namespace) -> _Mode:
 
     own = f"{options.design}, which has its own: --explain takes another"
     ways = (
-        (options.costs, _Mode("--costs", frozenset({"design"}), costs.count)),
-        (options.mutations, _Mode("--mutations", frozenset(), mutations.check_all)),
+        (options.costs, _Mode("--costs", frozenset({"costs", "design"}), costs.count)),
+        (options.mutations, _Mode("--mutations", frozenset({"mutations"}), mutations.check_all)),
         (options.random is not None, _Mode("--random", frozenset({"design", "rule", "random", "seed"}), walks.take)),
         (options.replay is not None, _Mode("--replay", _ONE | {"explain", "html", "replay"}, paths.replay)),
         (options.explain or options.html, _Mode("--explain and --html", _ONE | {"explain", "html"}, paths.explain)),

@@ -64,4 +64,5 @@ def _summary(verdicts: Sequence[Verdict]) -> Iterable[str]:
             yield f"  cost: {cost}"
     states = sum(verdict.states for verdict in verdicts)
     seconds = sum(verdict.seconds for verdict in verdicts)
-    yield f"{format_count(len(verdicts))} cases, {format_count(states)} states in {seconds:.0f} s of search"
+    searched = f"{format_count(len(verdicts))} case{'s' * (len(verdicts) != 1)}"
+    yield f"{searched}, {format_count(states)} states in {seconds:.0f} s of search"
