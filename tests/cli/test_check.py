@@ -61,6 +61,7 @@ COMMANDS = {
     "explain-without-a-scenario": ["B", "--explain"],
     "explain-what-passes-on-a-page": ["B", "late", "--html", "none.html"],
     "costs-of-a-rule": ["B", "--costs", "--rule", "counts_entries=no"],
+    "costs-and-mutations": ["--costs", "--mutations"],
     "random-in-a-scenario": ["B", "late", "--random", "3"],
     "seed-of-a-search": ["B", "late", "--seed", "7"],
     "an-architecture-without-a-tag": ["B", "late", "--arch", "ppc64-2006"],

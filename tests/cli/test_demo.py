@@ -245,6 +245,14 @@ def test_where_there_are_several_nodes(
     assert picture.read_text() == demo._drawing(SHOWN)
 
 
+def test_a_bar_is_as_long_as_its_pages() -> None:
+    for where in ({0: 5, 1: 5, 2: 5}, {0: 1, 1: 30, 12: 2}, {3: 33}, {}):
+        line = demo._nodes_line(where, 33, "before")
+        bar = line.split("before  ")[1][: demo._BAR]
+        assert len(bar.rstrip()) == round(demo._BAR * sum(where.values()) / 33)
+        assert set(bar.rstrip()) <= {str(node % 10) for node in where}
+
+
 def test_the_picture_of_a_demonstration() -> None:
     root = ElementTree.fromstring(demo._drawing(SHOWN))
     words = " ".join(element.text or "" for element in root.iter())

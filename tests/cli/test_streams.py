@@ -40,6 +40,20 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# An eager move that is interrupted behind its first batches.
+HALF = """
+import sys
+import nexttouch.live.eager as module
+def move(*arguments, progress, **options):
+    for done in DONE:
+        progress(done, 2048)
+    raise KeyboardInterrupt
+module.move = move
+from nexttouch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def target() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", TARGET]
@@ -55,6 +69,15 @@ def until(condition: object, what: str) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, f"{what} never happened"
         os.sched_yield()
+
+
+def test_workers_of_the_checker_end_with_it() -> None:
+    """However it ends: they hold its output, which would else never end."""
+    with subprocess.Popen([*NEXTTOUCH, "check"], stdout=subprocess.PIPE) as checker:
+        workers = Path(f"/proc/{checker.pid}/task/{checker.pid}/children")
+        until(lambda: len(workers.read_text().split()) >= min(2, os.cpu_count() or 1) - 1, "a worker")
+        checker.kill()
+        checker.communicate(timeout=TIMEOUT)
 
 
 def watched(pid: int) -> bool:
@@ -102,6 +125,16 @@ def test_an_error_with_standard_error_closed() -> None:
     command = f"{sys.executable} -m nexttouch where 4194305 2>&-"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("done", "said"), [((), "nothing was done"), ((64, 192), "192 of 2,048 pages (8 MiB) were done")]
+)
+def test_ctrl_c_of_an_eager_move(done: tuple[int, ...], said: str) -> None:
+    command = [sys.executable, "-c", HALF.replace("DONE", str(done)), "move", str(os.getpid()), "--to", "0"]
+    moved = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (moved.returncode, moved.stdout) == (130, "")
+    assert moved.stderr == f"interrupted: {said}; what has moved stays where it is\n"
 
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])

@@ -49,6 +49,10 @@ SAME_EVERYWHERE = {
     "move-nobody-lazily": ["move", "4194305", "--to", "0", "--lazy"],
     "move-at-a-wrong-rate": ["move", TARGET, "--to", "0", "--rate", "fast"],
     "move-at-no-rate": ["move", TARGET, "--to", "0", "--rate", "0"],
+    "move-at-an-empty-rate": ["move", TARGET, "--to", "0", "--rate", ""],
+    "move-with-an-empty-latency": ["move", TARGET, "--to", "0", "--latency", ""],
+    "move-lazily-with-an-empty-deadline": ["move", TARGET, "--to", "0", "--lazy", "--deadline", ""],
+    "demo-of-an-empty-size": ["demo", "--size", ""],
     "move-with-a-wrong-latency": ["move", TARGET, "--to", "0", "--latency", "soon"],
     "move-with-no-latency": ["move", TARGET, "--to", "0", "--latency", "0"],
     "move-eagerly-without-a-sweep": ["move", TARGET, "--to", "0", "--no-sweep"],
@@ -78,6 +82,7 @@ WITH_ONE_NODE = {
     "move-dry": ["move", TARGET, "--to", "0", "--dry-run"],
     "move-lazily": ["move", TARGET, "--to", "0", "--lazy"],
     "move-to-no-such-node": ["move", TARGET, "--to", "1"],
+    "demo-of-more-than-there-is": ["demo", "--here", "--size", "999TiB", "--json"],
 }
 one_node = pytest.mark.skipif(len(topology().ids) != 1, reason="written on a machine with one node")
 

@@ -137,6 +137,23 @@ def subject() -> acts._Subject:
     return acts._Subject(1 << 20, node, node)
 
 
+def test_a_sample_counts_for_the_array_alone() -> None:
+    """What is not of it is counted where it was, and pages that are nowhere just now do not make it smaller."""
+    with subject() as program:
+        program.wait_steps(1)
+        sample = program.sample()
+        everywhere = program.by_node()
+        node = program.by_node_of(sample)
+        assert set(node) == set(everywhere)
+        assert sum(node.values()) == sample.pages + sum(sample.others.values())
+        assert sample.pages >= (1 << 20) // PAGE_SIZE
+        addresses = sample.addresses.copy()
+        addresses[::2] = 0  # nothing is mapped there
+        assert program.by_node_of(sample._replace(addresses=addresses)) == node
+        nowhere = sample._replace(addresses=addresses[::2])
+        assert sum(program.by_node_of(nowhere).values()) == sum(sample.others.values())
+
+
 def test_steps_are_read_whole_from_any_place() -> None:
     with subject() as program:
         program.wait_steps(20)

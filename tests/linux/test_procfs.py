@@ -316,3 +316,9 @@ def test_a_process_that_may_not_look_at_itself_is_not_another_users(own: Callabl
     assert text.startswith("process " if own() else "this process may not be touched: ")
     assert "it is protected from itself (not dumpable)" in text
     assert "call prctl(PR_SET_DUMPABLE, 1), or run as root" in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the privilege")
+def test_who_has_the_privilege_is_not_told_to_get_it() -> None:
+    assert procfs.privilege() == "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
+    assert in_child(procfs.privilege) == "run as root or with CAP_SYS_PTRACE"
