@@ -29,7 +29,17 @@ from .linux.pagemap import Category
 from .linux.syscall import PAGE_SIZE
 from .quantities import format_count, format_size
 
-__all__ = ["Counts", "MappingPlacement", "Placement", "nodes_of", "populated", "process_id", "span", "where"]
+__all__ = [
+    "Counts",
+    "MappingPlacement",
+    "Placement",
+    "mapped_often",
+    "nodes_of",
+    "populated",
+    "process_id",
+    "span",
+    "where",
+]
 
 _BATCH = 1 << 18
 """Pages asked for in one call: between two of them a signal such as Ctrl-C gets its turn (50 ms)."""
@@ -200,6 +210,16 @@ def nodes_of(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.int32]:
     return status
 
 
+def mapped_often(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether each of the pages at ascending `addresses` of process `pid` is present, and mapped more than once.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    often: NDArray[np.bool_] = _words(pid, addresses) & (pagemap.PRESENT | pagemap.EXCLUSIVE) == pagemap.PRESENT
+    return often
+
+
 def process_id(x: int | np.generic) -> int:
     """Return `x` as a process id.
 
@@ -357,8 +377,7 @@ def _count_nodes(pid: int, pieces: _Pieces, rows: int) -> tuple[NDArray[np.int64
 def _count_shared(pid: int, pieces: _Pieces, rows: int) -> NDArray[np.int64]:
     shared = np.zeros(rows, dtype=np.int64)
     for addresses, owner, _ in _samples(pieces, np.full(len(pieces.start), PAGE_SIZE, dtype=np.uint64)):
-        words = _words(pid, addresses)
-        np.add.at(shared, owner[words & (pagemap.PRESENT | pagemap.EXCLUSIVE) == pagemap.PRESENT], 1)
+        np.add.at(shared, owner[mapped_often(pid, addresses)], 1)
     return shared
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from programs.memory import PAGE_SIZE, accounted
 
 import nexttouch as nt
-from nexttouch import Reason
+from nexttouch import Reason, placement
 from nexttouch.linux import mempolicy
 from nexttouch.live import eager
 from nexttouch.live.eager import MoveResult
@@ -190,12 +190,19 @@ def test_nothing_at_all(kernel: Kernel) -> None:
     assert kernel.calls == []
 
 
-def test_a_dry_run_only_counts(kernel: Kernel) -> None:
+@pytest.mark.parametrize("flags", [mempolicy.MOVE, mempolicy.MOVE_ALL])
+def test_a_dry_run_only_counts(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
     kernel.add(10, 1)
     kernel.add(2, 0, unit=512)
     kernel.add(3, -errno.ENOENT)
-    result = moved(kernel, 1, dry_run=True)
-    assert (result.moved, result.left, result.dry_run) == (1024, {Reason.AT_HOME: 10, Reason.ABSENT: 3}, True)
+    often = {*list(kernel.where)[8:10], *kernel.add(4, 0)}
+    monkeypatch.setattr(
+        placement, "mapped_often", lambda _, addresses: np.array([page in often for page in addresses.tolist()])
+    )
+    result = moved(kernel, 1, dry_run=True, flags=flags)
+    shared = {Reason.SHARED: 4} if flags == mempolicy.MOVE else {}
+    expected = {Reason.AT_HOME: 10, Reason.ABSENT: 3, **shared}
+    assert (result.moved, result.left, result.dry_run) == (1028 - sum(shared.values()), expected, True)
     assert kernel.calls == []
 
 

@@ -151,8 +151,9 @@ def test_shared_pages_stay_unless_asked_for() -> None:
         def meanwhile() -> None:
             memory.part(0, 10)[::WORDS] += np.uint64(0)  # copied: these are this process's own
             memory.bind(0, 0, 10)
-            result = nt.move(memory.words, 2)
-            assert (result.moved, result.left) == (10, {Reason.SHARED: 54})
+            for dry_run in (True, False):
+                result = nt.move(memory.words, 2, dry_run=dry_run)
+                assert (result.moved, result.left) == (10, {Reason.SHARED: 54})
             assert on_nodes(memory) == {0: 54, 2: 10}
             result = nt.move(memory.words, 3, shared=True)
             assert (result.moved, result.left) == (64, {})

@@ -92,16 +92,17 @@ def move(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
-    """Move the pages of `x` to node `to` (several: interleaved) now, and return what became of each.
+    """Move the pages of `x` to node `to` now, and return what became of each.
 
     Args:
         x: an array, anything with the buffer protocol, or a process id. A page that a buffer covers in part moves too.
-        to: target node or nodes.
+        to: target node, or several: pages are interleaved over them, and those that are on one of them stay.
         latency: seconds that one call may take, and so the longest that a thread which touches a page waits. Batches
             adapt to it, down to 64 pages; a single huge page takes what it takes.
         rate: bytes a second at most, None for no limit.
         shared: also move pages that other processes map (needs CAP_SYS_NICE).
-        dry_run: only say what would be moved.
+        dry_run: only say what would be moved, and what could not; what turns out to be busy, or not to fit, nobody
+            knows beforehand.
         progress: called with (pages done, pages in all) after each batch.
 
     >>> array = nt.zeros((1024, 512), node=0)
@@ -125,6 +126,8 @@ def move(
     pid, pages = _pages_of(x)
     targets = check_target(targets, pid=pid)
     flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
+    if shared:  # whether it may is known without a page
+        mempolicy.move_pages(pid, np.empty(0, np.uint64), targets[0], flags)
     result = move_pages(
         pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
     )
@@ -171,7 +174,9 @@ def move_pages(
     _count_errors(result.left, pages.nodes[~present], pages.units[~present])
     todo = present & (pages.nodes != wanted)
     if dry_run:
-        result.moved = int(pages.units[todo].sum())
+        shared = placement.mapped_often(pid, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
+        result.left[Reason.SHARED] += int(pages.units[shared].sum())
+        result.moved = int(pages.units[todo & ~shared].sum())
     else:
         _Mover(pid, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
     result.left = +result.left

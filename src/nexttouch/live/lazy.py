@@ -53,7 +53,7 @@ def lazy(
 
     Args:
         x: a writable array, or anything with a writable buffer.
-        to: target node, or several: interleaved.
+        to: target node, or several: pages are interleaved over them, and those that are on one of them stay.
         rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
         deadline: seconds after which what is left is moved at full speed; None: never.
         window: most pages that one touch moves; windows grow and shrink with the pattern of touches.
