@@ -141,7 +141,8 @@ def where(x: object) -> Placement:
 
     A page that a buffer covers in part counts as a whole. A view with gaps (`array[::2]`) covers the span from its
     first byte to its last. The buffer is neither read nor written, so pages stay as they are. About three
-    seconds for ten million pages of 4 KiB; a hole costs nothing.
+    seconds for ten million pages of 4 KiB; a hole costs nothing. Pages that `lazy` is to move are holes until they have
+    moved: `relocate` keeps them in `Migration.shadow`.
 
     >>> array = nt.zeros((1024, 512), node=(0, 3))
     >>> array[:512] = 1

@@ -23,6 +23,7 @@ from ..linux import mempolicy, procfs
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
+from . import spans
 from .pages import Pages, find, find_each
 from .reason import Reason, keyed
 
@@ -112,7 +113,7 @@ def move(
     (512, 512, Counter(), {1: 256, 2: 256})
 
     Raises:
-        InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense.
+        InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense; `x`, too, if it is being moved lazily.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess, NotPermitted: about a process.
         FeatureMissing: a container's seccomp filter forbids what this needs.
@@ -142,6 +143,7 @@ def move(
 def _pages_of(x: object) -> tuple[int, Pages]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
+        spans.refuse_overlap(start, end)
         return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
     pid = procfs.with_memory(placement.process_id(x))
     return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))

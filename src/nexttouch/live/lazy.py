@@ -7,13 +7,13 @@ import os
 import threading
 from collections.abc import Iterable
 from typing import SupportsIndex
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..topology import check_target
+from . import spans
 from .migration import Migration, Options, Service
 from .plan import Mechanism, make_plan
 
@@ -23,9 +23,6 @@ __all__ = ["lazy", "next_touch"]
 _ATTEMPTS = 3
 _CHANGED = {errno.EAGAIN, errno.ENOENT, errno.EINVAL, errno.ENOMEM, errno.EFAULT}
 
-_spans: WeakKeyDictionary[Migration, tuple[int, int]] = WeakKeyDictionary()
-_begun: list[tuple[int, int]] = []
-"""What the thread that holds `_planning` is about to move; several if its signal handlers call `lazy` too."""
 _planning = threading.RLock()
 # A child that forks off while another thread plans must find neither the lock taken nor a migration half begun. If a
 # signal handler of the planning thread itself forks, the child goes on planning where its parent is.
@@ -125,9 +122,8 @@ def _begin(
     start, end = _writable_span(x)
     keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
     with _planning:
-        _refuse_overlap(start, end)
-        _begun.append((start, end))
-        try:
+        spans.refuse_overlap(start, end)
+        with spans.beginning(start, end):
             for attempt in range(_ATTEMPTS):
                 try:
                     plan = make_plan(0, [(start, end)], targets, mechanism=mechanism, always=always)
@@ -136,9 +132,7 @@ def _begin(
                 except KernelError as error:
                     if error.errno not in _CHANGED or attempt == _ATTEMPTS - 1:
                         raise
-            _spans[migration] = (start, end)
-        finally:
-            _begun.remove((start, end))
+            spans.remember(migration, start, end)
     return migration
 
 
@@ -149,9 +143,3 @@ def _writable_span(x: object) -> tuple[int, int]:
     if not (x.flags.writeable if isinstance(x, np.ndarray) else not memoryview(x).readonly):  # type: ignore[arg-type]
         raise InvalidArgument("x", "is read-only, so its pages cannot be trapped; use `move`")
     return span
-
-
-def _refuse_overlap(start: int, end: int) -> None:
-    for first, last in [*_begun, *(span for migration, span in list(_spans.items()) if migration.armed)]:
-        if first < end and start < last:
-            raise InvalidArgument("x", "overlaps memory that another migration is moving; wait for it or cancel it")
