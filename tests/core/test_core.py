@@ -2,6 +2,7 @@
 
 `stress.c`: threads that read, write, discard, move, unmap and fork memory while it migrates, and a model of every word.
 `pace.c`: when the sweep steps.
+`threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
 `fuzz_stat.c`: what the core reads of files.
 """
@@ -67,6 +68,13 @@ def test_every_word_is_as_the_model_says(
 def test_a_crowd_of_faults_does_not_hide_a_discard(name: str, tmp_path: Path) -> None:
     build("crowd.c", BUILDS[name][0], tmp_path / "crowd")
     done = subprocess.run([tmp_path / "crowd", "800"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("scenario", ["cancelled", "heap"])
+def test_threads_that_are_cancelled_or_not_there_yet(scenario: str, tmp_path: Path) -> None:
+    build("threads.c", BUILDS["plain"][0], tmp_path / "threads")
+    done = subprocess.run([tmp_path / "threads", scenario], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -454,6 +454,65 @@ def test_a_page_that_has_moved_takes_memory_once(options: dict[str, Any]) -> Non
         memory.check()
 
 
+_PEAK = """
+import re, sys
+import numpy as np
+import nexttouch as nt
+def kibibytes(name):
+    return int(re.search(rf"^{name}:\\s+(\\d+) kB", open("/proc/self/status").read(), re.M)[1])
+pages = 16384
+array = nt.zeros(pages * 512)
+array[:] = 1
+migration = nt.lazy(array, 0, always=True, rate=0, window=pages, service=sys.argv[1])
+assert migration.wait_armed(60)
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
+before = kibibytes("VmRSS")
+for page in range(pages):
+    array[page * 512] += 0
+print(kibibytes("VmHWM") - before, migration.stats.moved_by_touch)
+migration.cancel()
+"""
+
+
+@service
+def test_a_large_window_takes_little_memory_at_once(options: dict[str, Any]) -> None:
+    """A control group that has little to spare would kill the program for it."""
+    command = [sys.executable, "-c", _PEAK, options["service"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
+    more, moved = map(int, done.stdout.split())
+    assert moved > 8192
+    assert more < 8 << 10
+
+
+_LOCKED = """
+import ctypes, os
+import nexttouch as nt
+array = nt.zeros(100 * 512)
+array[:] = range(100 * 512)
+assert ctypes.CDLL(None).mlockall(2) == 0  # MCL_FUTURE
+with nt.lazy(array, 0, always=True) as migration:
+    pass
+assert (array == range(100 * 512)).all()
+print(migration.stats.moved, migration.plan.parts[0].mechanism)
+"""
+
+
+def test_what_is_mapped_from_now_on_is_locked() -> None:
+    """The place where pages are parked is not."""
+    done = subprocess.run([sys.executable, "-c", _LOCKED], capture_output=True, text=True, timeout=HANG, check=True)
+    assert done.stdout == "100 relocate\n"
+
+
+def test_memory_with_code_moves_when_it_is_written_to() -> None:
+    """UFFDIO_MOVE takes no page to a mapping of another protection."""
+    with Memory(64) as memory:
+        memory.protect(mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC, 0, 64)
+        with nt.lazy(memory.words, 0, always=True) as migration:
+            pass
+        assert (migration.stats.moved, migration.plan.parts[0].mechanism) == (64, "write_protect")
+        memory.check()
+
+
 _HEAP = """
 import ctypes, sys
 import nexttouch as nt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
@@ -342,3 +344,30 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], name: str) -> None
     with pytest.raises(nt.InvalidArgument, match=rf"^{name} ") as wrong:
         nt.next_touch(**call)
     assert wrong.value.argument == name
+
+
+_ELSEWHERE = """
+import nexttouch as nt
+array = nt.zeros(4 * 512)
+array[:] = 1
+try:
+    nt.next_touch(array)
+except nt.FeatureMissing as error:
+    print(error)
+with nt.next_touch(array, service="inline", deadline=0) as migration:
+    pass
+print(migration.stats.pages)
+"""
+
+
+def test_threads_that_cannot_be_found() -> None:
+    """In a new pid namespace /proc still numbers threads as outside: another's CPU would be taken for theirs."""
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", _ELSEWHERE]
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("pid namespaces cannot be made here")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
+    assert done.stdout == (
+        "the node of a thread that touches is not available: "
+        "/proc is not of the pid namespace that this process is in; mount it "
+        '(unshare --mount-proc), or use service="inline"\n4\n'
+    )

@@ -98,6 +98,9 @@ struct mechanism {
 
 extern const struct mechanism relocate, protect;
 
+/* What the thread waits for: all is registered, or nothing will be. */
+enum nt_word { NT_NO_WORD, NT_BEGIN, NT_END };
+
 struct nt_pager {
 	struct nt_options options;
 	const struct mechanism *mechanism;
@@ -150,6 +153,7 @@ struct nt_pager {
 	bool started;
 	_Atomic int request, phase;
 	pthread_mutex_t mutex;
+	enum nt_word word; /* to the thread, under the mutex */
 	pthread_cond_t changed;
 	struct counts counts;
 };

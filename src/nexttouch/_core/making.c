@@ -154,11 +154,15 @@ static bool reserve_shadow(struct nt_pager *pager, struct nt_error *error)
 		size = segment->shadow + segment->pages * pager->page_size;
 	}
 	size += STAGE_SIZE;
-	void *shadow = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *shadow = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (shadow == MAP_FAILED)
 		return fail(error, "mmap", "reserving addresses for parked pages");
 	pager->shadow = (uint64_t)(uintptr_t)shadow;
 	pager->shadow_size = size;
+	/* mlockall(MCL_FUTURE) locks it too, and would fill it; pages do not move between locked and other memory. */
+	munlock(shadow, size);
+	if (mprotect(shadow, size, PROT_READ | PROT_WRITE))
+		return fail(error, "mprotect", "reserving addresses for parked pages");
 	uint64_t base = aligned(pager->shadow, STAGE_SIZE, 0);
 	for (size_t number = 0; number < pager->segments_count; number++)
 		pager->segments[number].shadow += base;

@@ -276,10 +276,30 @@ static uint8_t request_reason(const struct nt_pager *pager)
 	}
 }
 
+static void tell(struct nt_pager *pager, enum nt_word word)
+{
+	pthread_mutex_lock(&pager->mutex);
+	pager->word = word;
+	pthread_cond_broadcast(&pager->changed);
+	pthread_mutex_unlock(&pager->mutex);
+}
+
+static bool told_to_begin(struct nt_pager *pager)
+{
+	pthread_mutex_lock(&pager->mutex);
+	while (pager->word == NT_NO_WORD)
+		pthread_cond_wait(&pager->changed, &pager->mutex);
+	bool begin = pager->word == NT_BEGIN;
+	pthread_mutex_unlock(&pager->mutex);
+	return begin;
+}
+
 static void *run_pager(void *argument)
 {
 	struct nt_pager *pager = argument;
 	bool armed = false, alive = true;
+	if (!told_to_begin(pager))
+		return NULL;
 	prctl(PR_SET_NAME, "nexttouch");
 	forget_node();
 	while (alive) {
@@ -323,19 +343,23 @@ static int create_thread(struct nt_pager *pager)
 	return number;
 }
 
+/* The thread is there before anything is watched: to make it takes memory, which may lie in what is watched. */
 int nt_pager_start(struct nt_pager *pager, struct nt_error *error)
 {
 	if (process_join(pager, error))
 		return -1;
 	atomic_store(&pager->phase, NT_ARMING_PHASE);
-	if (pager->options.mechanism == NT_RELOCATE)
-		own_pages(pager);
-	bool registered = watch_ranges(pager, error);
-	if (registered) {
-		errno = create_thread(pager);
-		pager->started = errno == 0;
+	errno = create_thread(pager);
+	if (errno) {
+		fail(error, "pthread_create", NULL);
+		pager->ranges_count = 0; /* none was registered */
+	} else {
+		if (pager->options.mechanism == NT_RELOCATE)
+			own_pages(pager);
+		pager->started = watch_ranges(pager, error);
+		tell(pager, pager->started ? NT_BEGIN : NT_END);
 		if (!pager->started)
-			fail(error, "pthread_create", NULL);
+			pthread_join(pager->thread, NULL);
 	}
 	if (!pager->started) {
 		dismantle(pager);
@@ -356,12 +380,14 @@ bool nt_pager_wait(struct nt_pager *pager, enum nt_phase phase, double seconds)
 	until.tv_nsec += (long)((seconds - whole) * NS);
 	until.tv_sec += until.tv_nsec / 1000000000;
 	until.tv_nsec %= 1000000000;
-	int late = 0;
+	int late = 0, cancellable;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancellable); /* the wait would end with the mutex taken */
 	pthread_mutex_lock(&pager->mutex);
 	while (!late && atomic_load(&pager->phase) < (int)phase)
 		late = pthread_cond_timedwait(&pager->changed, &pager->mutex, &until);
 	bool reached = atomic_load(&pager->phase) >= (int)phase;
 	pthread_mutex_unlock(&pager->mutex);
+	pthread_setcancelstate(cancellable, NULL);
 	return reached;
 }
 

@@ -244,12 +244,14 @@ static void pass_on(const struct sigaction *action, int signal, siginfo_t *infor
 /* Only an access makes BUS_ADRERR: all else is sent, or a broken frame. */
 static void on_sigbus(unsigned handler, int signal, siginfo_t *information, void *context)
 {
-	int number = errno;
+	int number = errno, cancellable;
 	bool access = information->si_code == BUS_ADRERR;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancellable); /* what is called here would be where the thread ends */
 	atomic_fetch_add(&handlers_inside, 1);
 	bool served = access && serve_inline((uint64_t)(uintptr_t)information->si_addr);
 	struct sigaction action = handler == atomic_load(&latest) ? replaced[handler] : first;
 	atomic_fetch_sub(&handlers_inside, 1);
+	pthread_setcancelstate(cancellable, NULL);
 	/* The pager may have left between the fault and this: redo the access once for each that did. */
 	unsigned departed = atomic_load(&departures);
 	if (!served && !(access && departed != departures_seen))

@@ -307,7 +307,7 @@ static int move_together(struct nt_pager *pager, struct pages run, int node, uin
 
 static int move(struct nt_pager *pager, struct pages run, int node, uint8_t moved)
 {
-	uint64_t most = run.segment->unit > 1 ? run.segment->unit : pager->options.staged ? UNIT_PAGES : run.count;
+	uint64_t most = run.segment->unit > 1 ? run.segment->unit : UNIT_PAGES;
 	int result = 0;
 	use_node(pager, node);
 	while (run.count && !result) {

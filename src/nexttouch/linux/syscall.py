@@ -23,6 +23,7 @@ MACHINE: str = os.uname().machine
 
 _X86_64 = {
     "close": 3,
+    "get_robust_list": 274,
     "mbind": 237,
     "set_mempolicy": 238,
     "get_mempolicy": 239,
@@ -36,6 +37,7 @@ _X86_64 = {
 }
 _ARM64 = {
     "close": 57,
+    "get_robust_list": 100,
     "mbind": 235,
     "get_mempolicy": 236,
     "set_mempolicy": 237,

@@ -5,6 +5,9 @@ A mapping gets the best mechanism that it allows:
     relocate        private anonymous memory of this process, writable: traps any touch
     write_protect   anonymous memory, shared memory and hugetlb, writable, of any process: traps stores
     eager           everything else that can move (files, read-only memory): moved at the end, without a trap
+
+In another process the kernel's own stores to the memory of a thread that ends would fail on a page that is protected
+(`nexttouch.linux.threads`): those pages are moved at the end, too.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ..linux import mempolicy, procfs
 from ..linux.mempolicy import Mode
 from ..linux.procfs import Kind, Smap
 from ..linux.syscall import PAGE_SIZE
+from ..linux.threads import exit_spans
 from ..linux.userfaultfd import Feature, available_features
 from .descriptor import TAKEN
 from .pages import Pages, find, find_each
@@ -101,6 +105,7 @@ def make_plan(
     pieces = list(_pieces(plan, spans))
     if pid and any(smap.flags & _WATCHED for smap, _, _ in pieces):
         raise TargetRefused(pid, TAKEN)
+    ends = np.array(exit_spans(pid) if pid else [], np.uint64).reshape(-1, 2)
     each = find_each(pid, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
         plan.pages += pages.count
@@ -108,8 +113,12 @@ def make_plan(
         stay = _stay(pages, targets, way, always, plan.left)
         if way is not None:
             staged = way == "relocate" and mempolicy.policy_of(start).mode is not Mode.DEFAULT
-            found.setdefault((way, staged), []).append(pages.those(~stay))
-            if pid and way == "write_protect" and not stay.all():
+            untrapped = ~stay & _within(pages, ends)
+            if untrapped.any():
+                plan.eager.append(pages.those(untrapped))
+            trapped = ~stay & ~untrapped
+            found.setdefault((way, staged), []).append(pages.those(trapped))
+            if pid and way == "write_protect" and trapped.any():
                 whole.append((start, end - start))
     for (way, staged), parts in found.items():
         if way == "eager":
@@ -159,7 +168,7 @@ def _ways(smap: Smap, pid: int) -> Iterator[Mechanism]:
     if not mapping.kind.movable or flags & _WATCHED or flags & {"io", "pf"}:
         return
     anonymous = mapping.kind in {Kind.ANONYMOUS, Kind.HEAP, Kind.STACK} and not mapping.shared
-    if anonymous and mapping.writable and pid == 0 and not flags & {"lo", "dc", "gd"}:
+    if anonymous and mapping.writable and not mapping.executable and pid == 0 and not flags & {"lo", "dc", "gd"}:
         yield "relocate"
     shared = mapping.kind in {Kind.SHMEM, Kind.HUGETLB} and mapping.shared
     if mapping.writable and (anonymous or (shared and _can_protect_shared())):
@@ -185,6 +194,17 @@ def _stay(
     left[Reason.UNSUITABLE] += int(rest.sum())
     stay: NDArray[np.bool_] = home | (pages.nodes < 0)
     return stay
+
+
+# Which of the pages lie in one of `spans`, shape (n, 2), sorted and apart, at least in part.
+def _within(pages: Pages, spans: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    stops = pages.addresses + pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)
+    behind = np.searchsorted(
+        spans[:, 1], pages.addresses, side="right"
+    )  # the first span that ends behind the page's start
+    within = behind < len(spans)
+    within[within] = spans[behind[within], 0] < stops[within]
+    return within
 
 
 # `whole`: what to watch of another process's memory: its mappings as they are. The end of a range within one would cut
