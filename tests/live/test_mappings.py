@@ -21,7 +21,7 @@ from nexttouch.linux import procfs
 way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 service = pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
 
-MADV_DONTNEED, MADV_FREE, MADV_COLLAPSE = 4, 8, 25
+MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_COLLAPSE = 4, 8, 10, 25
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MAP_FIXED_NOREPLACE = 0x100000
 MAP_FIXED = 0x10
@@ -207,6 +207,27 @@ def test_what_is_mapped_there_later_is_somebody_elses(options: dict[str, Any]) -
         assert same(memory, 0, 40)
         assert same(memory, 60, 40)
         assert settled(migration.stats, 100)
+
+
+@service
+def test_more_holes_than_are_remembered(options: dict[str, Any]) -> None:
+    """What the program maps in the last of them stays as the program has made it."""
+    pages = 2 * 1100 + 1
+    with Memory(pages) as memory:
+        migration = armed(memory, options)
+        for page in range(1, pages, 2):
+            unmap(memory, page, 1)
+        place = ctypes.c_void_p(memory.at(pages - 2))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        checked(libc.mmap(place, ctypes.c_size_t(PAGE_SIZE), 3, flags, -1, ctypes.c_long(0)))
+        checked(libc.madvise(place, ctypes.c_size_t(PAGE_SIZE), MADV_DONTFORK))
+        migration.cancel()
+        (smap,) = procfs.smaps(0, memory.at(pages - 2), memory.at(pages - 1))
+        assert "dc" in smap.flags
+        (smap,) = procfs.smaps(0, memory.at(0), memory.at(1))
+        assert not {"dc", "um"} & smap.flags
+        assert all(same(memory, page, 1) for page in range(0, pages, 2))
+        assert settled(migration.stats, pages)
 
 
 @way

@@ -153,11 +153,9 @@ static void cut_ranges(struct nt_pager *pager, uint64_t start, uint64_t end)
 		uint64_t stop = range->start + range->size;
 		if (greater(start, range->start) >= lesser(end, stop))
 			continue;
-		if (end < stop && start > range->start) {
-			if (pager->ranges_count == pager->ranges_room)
-				continue;
+		/* Without room what is behind the cut is forgotten: closing the descriptor lets it go. */
+		if (end < stop && start > range->start && pager->ranges_count < pager->ranges_room)
 			pager->ranges[pager->ranges_count++] = (struct nt_range){end, stop - end};
-		}
 		if (start > range->start)
 			range->size = start - range->start;
 		else
