@@ -31,6 +31,9 @@ def exit_spans(pid: int) -> list[tuple[int, int]]:
     a thread that comes later, at the begin of each writable mapping behind one without access, which is how the C
     library guards its stacks, as far as the usual stack of this process is large.
 
+    >>> all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in exit_spans(os.getpid()))
+    True
+
     Raises:
         NoSuchProcess, NotPermitted: about `pid`.
     """
