@@ -260,8 +260,11 @@ static bool restore_displaced(struct nt_pager *pager)
 				return false;
 		}
 	}
+	bool moved = pager->moved_count;
 	for (; pager->moved_count; pager->moved_count--)
 		stop_watching(pager, pager->moved[pager->moved_count - 1]);
+	if (moved)
+		process_let_go();
 	return true;
 }
 

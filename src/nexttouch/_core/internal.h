@@ -251,5 +251,7 @@ int node_of_cpu(const struct nt_pager *pager, int cpu);
 /* process.c */
 int process_join(struct nt_pager *pager, struct nt_error *error);
 void process_leave(struct nt_pager *pager);
+/* Say that memory is watched no more for which handlers may be on their way; before they may look, which is behind the gate. */
+void process_let_go(void);
 
 #endif

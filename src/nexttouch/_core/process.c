@@ -252,7 +252,7 @@ static void on_sigbus(unsigned handler, int signal, siginfo_t *information, void
 	struct sigaction action = handler == atomic_load(&latest) ? replaced[handler] : first;
 	atomic_fetch_sub(&handlers_inside, 1);
 	pthread_setcancelstate(cancellable, NULL);
-	/* The pager may have left between the fault and this: redo the access once for each that did. */
+	/* The pager may have left, or let go of what had moved, between the fault and this: redo the access once for each time. */
 	unsigned departed = atomic_load(&departures);
 	if (!served && !(access && departed != departures_seen))
 		pass_on(&action, signal, information, context);
@@ -350,9 +350,14 @@ int process_join(struct nt_pager *pager, struct nt_error *error)
 	return result;
 }
 
+void process_let_go(void)
+{
+	atomic_fetch_add(&departures, 1);
+}
+
 void process_leave(struct nt_pager *pager)
 {
-	atomic_fetch_add(&departures, 1); /* first: who finds the list without us has to see it */
+	process_let_go(); /* first: who finds the list without us has to see it */
 	for (size_t slot = 0; slot < MOST_PAGERS; slot++) {
 		struct nt_pager *expected = pager;
 		if (atomic_compare_exchange_strong(&pagers[slot], &expected, NULL))
