@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import nexttouch as nt
-from nexttouch import Reason, demo
+from nexttouch import Reason, demo, placement
 from nexttouch.demo import Act, Demonstration, acts
 from nexttouch.linux import mempolicy, pagemap
 from nexttouch.linux.syscall import PAGE_SIZE
@@ -141,10 +141,10 @@ def test_a_sample_counts_for_the_array_alone() -> None:
     """What is not of it is counted where it was, and pages that are nowhere just now do not make it smaller."""
     with subject() as program:
         program.wait_steps(1)
-        sample = program.sample()
-        everywhere = program.by_node()
+        placed = placement.where(program.pid)
+        sample = program.sample(placed)
         node = program.by_node_of(sample)
-        assert set(node) == set(everywhere)
+        assert set(node) == set(placed.by_node)
         assert sum(node.values()) == sample.pages + sum(sample.others.values())
         assert sample.pages >= (1 << 20) // PAGE_SIZE
         addresses = sample.addresses.copy()

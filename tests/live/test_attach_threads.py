@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
@@ -16,9 +17,11 @@ from targets.programs import compiled
 
 import nexttouch as nt
 from nexttouch.errors import NoSuchProcess
-from nexttouch.linux import procfs
+from nexttouch.linux import procfs, threads
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.linux.threads import exit_spans
+
+PR_GET_TID_ADDRESS = 40
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,51 @@ def test_where_a_thread_leaves_its_last_words() -> None:
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_word_that_tells_of_the_end(monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
+    """Where the C library has it is not said anywhere, but each thread can ask for its own; all stacks left aside."""
+    monkeypatch.setattr(threads, "_stacks", lambda *_: [])
+    found: list[tuple[int, int]] = []
+
+    def ask() -> None:
+        word = ctypes.c_uint64()
+        assert ctypes.CDLL(None).prctl(PR_GET_TID_ADDRESS, ctypes.byref(word)) == 0
+        found.extend((start, end) for start, end in exit_spans(os.getpid()) if start <= word.value < end)
+
+    if main:
+        ask()
+    else:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("head", "entry"), [(8, None), (None, 0), (None, 1 << 63), (None, (1 << 64) - 8)])
+def test_a_list_that_is_none(head: int | None, entry: int | None) -> None:
+    """A program may say what it likes; and a list that is being changed has a null pointer in it."""
+    words = [sys.executable, "-c", _LISTED, str(head or 0), str(entry or 0)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        assert program.stdout.readline() == "0\n"
+        with nt.attach(program.pid, 0, always=True) as migration:
+            pass
+        assert migration.stats.moved
+        assert program.communicate("\n", timeout=HANG)[0] == ""
+        assert program.returncode == 0
+
+
+_LISTED = """
+import ctypes, os, sys
+head, entry = map(int, sys.argv[1:])
+listed = (ctypes.c_uint64 * 3)(entry, 2**64 - 32, 0)  # next, offset, pending
+number = {'x86_64': 273, 'aarch64': 99}[os.uname().machine]  # set_robust_list
+place = ctypes.c_uint64(head or ctypes.addressof(listed))
+print(ctypes.CDLL(None).syscall(number, place, ctypes.c_ulong(24)), flush=True)
+sys.stdin.readline()
+"""
 
 
 def test_the_first_of_a_large_stack_alone() -> None:

@@ -369,5 +369,5 @@ def test_threads_that_cannot_be_found() -> None:
     assert done.stdout == (
         "the node of a thread that touches is not available: "
         "/proc is not of the pid namespace that this process is in; mount it "
-        '(unshare --mount-proc), or use service="inline"\n4\n'
+        "(unshare --mount-proc), or use service='inline' for private anonymous memory\n4\n"
     )

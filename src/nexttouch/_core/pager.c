@@ -350,23 +350,27 @@ int nt_pager_start(struct nt_pager *pager, struct nt_error *error)
 		return -1;
 	atomic_store(&pager->phase, NT_ARMING_PHASE);
 	errno = create_thread(pager);
-	if (errno) {
+	bool threaded = errno == 0;
+	if (!threaded) {
 		fail(error, "pthread_create", NULL);
 		pager->ranges_count = 0; /* none was registered */
-	} else {
-		if (pager->options.mechanism == NT_RELOCATE)
-			own_pages(pager);
-		pager->started = watch_ranges(pager, error);
-		tell(pager, pager->started ? NT_BEGIN : NT_END);
-		if (!pager->started)
-			pthread_join(pager->thread, NULL);
+	} else if (pager->options.mechanism == NT_RELOCATE) {
+		own_pages(pager);
 	}
-	if (!pager->started) {
-		dismantle(pager);
-		process_leave(pager);
-		set_phase(pager, NT_DONE);
+	pager->started = threaded && watch_ranges(pager, error);
+	if (pager->started) {
+		tell(pager, NT_BEGIN);
+		return 0;
 	}
-	return pager->started ? 0 : -1;
+	shut_gate(pager);
+	dismantle(pager);
+	if (threaded) { /* now: to end it frees memory */
+		tell(pager, NT_END);
+		pthread_join(pager->thread, NULL);
+	}
+	process_leave(pager);
+	set_phase(pager, NT_DONE);
+	return -1;
 }
 
 bool nt_pager_wait(struct nt_pager *pager, enum nt_phase phase, double seconds)

@@ -19,8 +19,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from ..errors import InvalidArgument
 from ..model.move import Move, State
 from ..model.violation import Violation
@@ -380,6 +378,8 @@ class _Search:
 
     def _look_for_cycle(self) -> None:
         """Take states away that no other leads to until none is left, or only cycles and what follows them."""
+        import numpy as np  # noqa: PLC0415 (needed here alone, and half of the start-up)
+
         targets, offsets = np.asarray(self.targets), np.asarray(self.offsets)
         degrees = np.bincount(targets, minlength=len(self.keys))
         free = np.flatnonzero(degrees == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -210,5 +211,6 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
     if workers < 2:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, initializer=end_with, initargs=(os.getpid(),)) as executor:
+    fork = multiprocessing.get_context("fork")  # the worker's parent is this process
+    with ProcessPoolExecutor(workers, fork, end_with, (os.getpid(),)) as executor:
         yield from executor.map(function, items)

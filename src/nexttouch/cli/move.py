@@ -125,12 +125,9 @@ def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> None:
                 progress=progress.show,
             )
     except KeyboardInterrupt:
-        done = (
-            f"{format_count(progress.done)} of {_pages(progress.total)} were done"
-            if progress.total
-            else "nothing was done"
-        )
-        print(f"interrupted: {done}; what has moved stays where it is", file=sys.stderr)
+        done = f"{format_count(progress.done)} of {_pages(progress.total)} were done"
+        said = done if progress.total else "the first batch was not done"
+        print(f"interrupted: {said}; what has moved stays where it is", file=sys.stderr)
         raise
     print(json.dumps(result.to_dict()) if options.json else _eager_text(result))
 
@@ -172,10 +169,9 @@ def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
 
 def _has_ended(pid: int) -> bool:
     try:
-        procfs.with_memory(pid)
+        return not procfs.has_memory(procfs.with_memory(pid))
     except NoSuchProcess:
         return True
-    return False
 
 
 def _follow(migration: Migration, progress: Progress, signals: Signals) -> bool:

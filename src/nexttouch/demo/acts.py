@@ -200,7 +200,8 @@ class _Subject:
 
     def watch(self, name: str, action: _Action, target: int) -> Act:
         """Do `action`, looking where the pages are meanwhile, and how long the subject's steps take."""
-        before, sample = self.by_node(), self.sample()
+        placed = placement.where(self.pid)
+        before, sample = placed.by_node, self.sample(placed)
         begin, began = self.told, time.monotonic()
         outcome: dict[str, Any] = {}
         failure: list[NexttouchError] = []
@@ -228,9 +229,8 @@ class _Subject:
         """Pages of the process on each node."""
         return placement.where(self.pid).by_node
 
-    def sample(self) -> _Sample:
-        """Take a sample of the pages of its array, evenly spaced."""
-        placed = placement.where(self.pid)
+    def sample(self, placed: placement.Placement) -> _Sample:
+        """Take a sample of the pages of its array, evenly spaced; `placed` is where all of it is."""
         array = max(placed.mappings, key=lambda mapping: mapping.counts.present)
         pages = (array.end - array.start) // PAGE_SIZE
         numbers: NDArray[np.uint64] = np.linspace(0, pages - 1, min(_SAMPLED, pages)).astype(np.uint64)

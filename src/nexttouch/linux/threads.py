@@ -18,6 +18,7 @@ from .syscall import PAGE_SIZE, read_file, try_call
 __all__ = ["exit_spans"]
 
 _WORD = 8
+_USER = 1 << 63  # addresses from here on are the kernel's
 _MOST_ENTRIES = 2048  # ROBUST_LIST_LIMIT, include/linux/futex.h
 # In glibc the word that set_tid_address names stands 16 bytes before the head of the robust list (struct pthread).
 _BEFORE_HEAD, _BEHIND_HEAD = 64, 3 * _WORD
@@ -44,8 +45,9 @@ def exit_spans(pid: int) -> list[tuple[int, int]]:
         raise procfs.access_error(pid, error) from None
     try:
         for head in filter(None, map(_robust_list, procfs.threads(pid))):
-            words = [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(memory, head)]
-            spans += [(word // PAGE_SIZE * PAGE_SIZE, (word // PAGE_SIZE + 1) * PAGE_SIZE) for word in words]
+            for word in (head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(memory, head)):
+                if 0 <= word < _USER:  # a list is what the program says, or half changed
+                    spans.append((word // PAGE_SIZE * PAGE_SIZE, (word // PAGE_SIZE + 1) * PAGE_SIZE))
     finally:
         os.close(memory)
     return _joined(spans)

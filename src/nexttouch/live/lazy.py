@@ -6,13 +6,12 @@ import errno
 import os
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 
 from .. import placement
-from ..errors import FeatureMissing, InvalidArgument, KernelError
+from ..errors import InvalidArgument, KernelError
 from ..topology import check_target
 from . import spans
 from .migration import Migration, Options, Service
@@ -111,23 +110,7 @@ def next_touch(
     Raises:
         As `lazy`.
     """
-    if service == "thread":
-        _check_threads_can_be_found()
     return _begin(x, (), Options(service, window, 0, deadline), mechanism, False)
-
-
-# The pager looks up in /proc on which CPU the thread of a fault was last.
-def _check_threads_can_be_found() -> None:
-    try:
-        here = Path("/proc/self").readlink().name
-    except OSError:
-        here = ""
-    if here != str(os.getpid()):
-        raise FeatureMissing(
-            "the node of a thread that touches",
-            "/proc is not of the pid namespace that this process is in",
-            'mount it (unshare --mount-proc), or use service="inline"',
-        )
 
 
 def _begin(

@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -293,6 +294,8 @@ class Migration:
     def _pager(self, part: Part, cpu_nodes: np.ndarray[Any, np.dtype[np.int32]], uffd: int) -> _core.Pager:
         options = self._options
         inline = options.service == "inline" and part.mechanism == "relocate"
+        if not inline and not self.plan.targets:
+            _check_threads_can_be_found()
         return _core.Pager(
             runs=part.runs,
             ranges=part.ranges,
@@ -401,6 +404,20 @@ def _seconds(timeout: float | None) -> float:
 
 _live: set[Migration] = set()
 """Migrations under way: nobody else may hold them, and they must not be collected while memory is armed."""
+
+
+# The thread of the pager looks up in /proc on which CPU that of a fault was last.
+def _check_threads_can_be_found() -> None:
+    try:
+        here = Path("/proc/self").readlink().name
+    except OSError:
+        here = ""
+    if here != str(os.getpid()):
+        raise FeatureMissing(
+            "the node of a thread that touches",
+            "/proc is not of the pid namespace that this process is in",
+            "mount it (unshare --mount-proc), or use service='inline' for private anonymous memory",
+        )
 
 
 def _start_error(error: OSError, service: Service) -> NexttouchError:

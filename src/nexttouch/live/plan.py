@@ -196,14 +196,13 @@ def _stay(
     return stay
 
 
-# Which of the pages lie in one of `spans`, shape (n, 2), sorted and apart, at least in part.
+# Which of the pages lie in one of `spans`, shape (n, 2), sorted and apart, at least in part: in the first that ends
+# behind their own begin.
 def _within(pages: Pages, spans: NDArray[np.uint64]) -> NDArray[np.bool_]:
     stops = pages.addresses + pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)
-    behind = np.searchsorted(
-        spans[:, 1], pages.addresses, side="right"
-    )  # the first span that ends behind the page's start
-    within = behind < len(spans)
-    within[within] = spans[behind[within], 0] < stops[within]
+    first = np.searchsorted(spans[:, 1], pages.addresses, side="right")
+    within = first < len(spans)
+    within[within] = spans[first[within], 0] < stops[within]
     return within
 
 

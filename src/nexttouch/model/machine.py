@@ -128,7 +128,7 @@ class Machine:
         return _initial(self), tuple(Thread.beginning() for _ in self.workers)
 
     def moves(self, shared: State, number: int, local: State) -> Sequence[Move]:
-        """Take the next step of a thread."""
+        """Take the next step of a thread. `ended` and `vm` are written out here: this is most of a search."""
         worker = self.workers[number]
         if local[0] == len(worker.script):
             return ()
