@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import in_child, more_hugetlb
+from support.memory import in_child, more_hugetlb
 from targets.programs import HANG, Program, compiled, descriptors, leftovers, steady, unruly, until
 
 import nexttouch as nt

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs.nodes import cpuset, filled
+from support.nodes import cpuset, filled
 from targets.migrators import Nursery
 from targets.programs import HANG, Program, compiled, descriptors, leftovers, steady, until
 

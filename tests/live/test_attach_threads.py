@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs.memory import HANG
+from support.memory import HANG
 from targets.programs import compiled
 
 import nexttouch as nt

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs.memory import PAGE_SIZE, accounted
+from support.memory import PAGE_SIZE, accounted
 
 import nexttouch as nt
 from nexttouch import Reason, placement

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs.holders import in_a_pipe, while_a_child_shares
-from programs.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads
-from programs.nodes import cpuset, filled
+from support.holders import in_a_pipe, while_a_child_shares
+from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads
+from support.nodes import cpuset, filled
 
 import nexttouch as nt
 from nexttouch import Reason

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled
 from targets.programs import compiled
 
 import nexttouch as nt

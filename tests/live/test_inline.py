@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs.memory import HANG, WORDS, Memory
+from support.memory import HANG, WORDS, Memory
 
 import nexttouch as nt
 from nexttouch.linux import mempolicy

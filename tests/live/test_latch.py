@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 
 import pytest
-from programs.memory import HANG, run_threads
+from support.memory import HANG, run_threads
 
 from nexttouch.live.latch import Latch
 

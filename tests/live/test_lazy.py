@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, libc, on_nodes, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, libc, on_nodes, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason, placement

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, checked, libc, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, checked, libc, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason

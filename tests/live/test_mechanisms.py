@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.holders import in_a_pipe, registered, while_a_child_shares
-from programs.memory import (
+from support.holders import in_a_pipe, registered, while_a_child_shares
+from support.memory import (
     HANG,
     HUGE,
     PAGE_SIZE,
@@ -27,7 +27,7 @@ from programs.memory import (
     on_nodes,
     settled,
 )
-from programs.nodes import filled
+from support.nodes import filled
 
 import nexttouch as nt
 from nexttouch import Reason, placement

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason, Stats
@@ -644,7 +644,7 @@ def test_the_thread_that_serves_runs_no_handler_of_the_program(options: dict[str
     ],
 )
 def test_a_program_that_ends_meanwhile(ending: str, status: int, output: str | None, service: str) -> None:
-    program = Path(__file__).parent / "programs" / "ending.py"
+    program = Path(__file__).parents[1] / "support" / "ending.py"
     done = subprocess.run(
         [sys.executable, program, ending, service], capture_output=True, text=True, timeout=HANG, check=False
     )

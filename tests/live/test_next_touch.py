@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs.memory import (
+from support.memory import (
     HANG,
     HUGE,
     PAGE_SIZE,

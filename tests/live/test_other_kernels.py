@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs.memory import HANG, SERVICES
+from support.memory import HANG, SERVICES
 from targets.programs import compiled
 
 import nexttouch as nt

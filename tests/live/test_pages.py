@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HUGE, PAGE_SIZE, Memory, more_hugetlb
+from support.memory import HUGE, PAGE_SIZE, Memory, more_hugetlb
 
 import nexttouch as nt
 from nexttouch.linux import mempolicy, pagemap

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs.memory import HUGE, PAGE_SIZE, WORDS, Memory, libc, more_hugetlb
+from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, libc, more_hugetlb
 from test_pages import by_hand
 
 from nexttouch import NoSuchProcess, Reason
