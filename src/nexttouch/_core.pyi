@@ -35,7 +35,6 @@ class Pager:
         alive_fd: int,
         user_mode: bool,
         toucher: bool,
-        staged: bool,
         window: int,
         rate: float,
         deadline: float,

@@ -29,16 +29,16 @@ SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 # ---- the reference ----
 
 
-Piece = tuple[int, int, str, bool]
-"""Whole pages [start, end) of a mapping, the mechanism it takes, and whether it is staged."""
+Piece = tuple[int, int, str]
+"""Whole pages [start, end) of a mapping, and the mechanism it takes."""
 
 
 def reference(pieces: list[Piece], targets: tuple[int, ...], always: bool) -> dict[str, Any]:
     """What the plan of `pieces` has to be."""
-    parts: dict[tuple[str, bool], dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     left, eager, count = Counter[Reason](), [], 0
-    for start, end, way, staged in pieces:
-        part = parts.setdefault((way, staged), {"runs": [], "ranges": [], "origins": []})
+    for start, end, way in pieces:
+        part = parts.setdefault(way, {"runs": [], "ranges": [], "origins": []})
         run_end, range_end, run_unit = 0, 0, 0
         for address, pages, node in by_hand(start, end):
             count += pages
@@ -68,7 +68,7 @@ def reference(pieces: list[Piece], targets: tuple[int, ...], always: bool) -> di
 
 def as_made(plan: Plan) -> dict[str, Any]:
     return {
-        "parts": {(part.mechanism, part.staged): as_lists(part) for part in plan.parts},
+        "parts": {part.mechanism: as_lists(part) for part in plan.parts},
         "eager": [
             row
             for pages in plan.eager
@@ -88,7 +88,7 @@ def varied(seed: int, nodes: tuple[int, ...] = (0,)) -> Iterator[tuple[Memory, l
     """Neighbouring mappings of several kinds, randomly populated, on randomly chosen `nodes`."""
     chance = random.Random(seed)
     with Memory(6 * HUGE, fill=False, huge=True) as memory, ExitStack() as stack:
-        kinds = ["relocate", "staged", "locked", "readable", "relocate", "huge"]
+        kinds = ["relocate", "policy", "locked", "readable", "relocate", "huge"]
         chance.shuffle(kinds)
         pieces: list[Piece] = []
         for number, kind in enumerate(kinds):
@@ -99,7 +99,7 @@ def varied(seed: int, nodes: tuple[int, ...] = (0,)) -> Iterator[tuple[Memory, l
             else:
                 memory.advise(15, first, HUGE)  # MADV_NOHUGEPAGE
                 mix_part(memory, chance, first)
-            if kind == "staged":
+            if kind == "policy":
                 mempolicy.mbind(start, size, Mode.PREFERRED, nodes[:1])
             if kind == "locked":  # on fault: what is not there stays so
                 assert libc.mlock2(ctypes.c_void_p(start), ctypes.c_size_t(size), 1) == 0
@@ -109,7 +109,7 @@ def varied(seed: int, nodes: tuple[int, ...] = (0,)) -> Iterator[tuple[Memory, l
             way = {"locked": "write_protect", "readable": "eager"}.get(kind, "relocate")
             if number and kind == kinds[number - 1]:  # the kernel makes one mapping of both
                 start = pieces.pop()[0]
-            pieces.append((start, memory.at(first + HUGE), way, kind == "staged"))
+            pieces.append((start, memory.at(first + HUGE), way))
         scatter(memory, chance, nodes)
         yield memory, pieces
 
@@ -138,7 +138,7 @@ def compare(seed: int, nodes: tuple[int, ...], targets: tuple[int, ...], always:
         chance = random.Random(seed)
         for _ in range(4):  # parts that begin and end at any page
             first, last = sorted(chance.sample(range(memory.pages), 2))
-            cut = [(max(s, memory.at(first)), min(e, memory.at(last)), way, staged) for s, e, way, staged in pieces]
+            cut = [(max(s, memory.at(first)), min(e, memory.at(last)), way) for s, e, way in pieces]
             inside = [piece for piece in cut if piece[0] < piece[1]]
             plan = make_plan(0, [(memory.at(first), memory.at(last))], targets, always=always)
             assert as_made(plan) == reference(inside, targets, always)
@@ -203,7 +203,7 @@ def holders(part: Part) -> list[list[int]]:
 def mechanisms(memory: Memory, asked: Mechanism | None = None) -> dict[str, int]:
     """Pages by what is to become of them."""
     plan = make_plan(0, [(memory.address, memory.at(memory.pages))], (), mechanism=asked)
-    found = {part.mechanism + " staged" * part.staged: int(part.runs[:, 1].sum()) for part in plan.parts}
+    found: dict[str, int] = {part.mechanism: int(part.runs[:, 1].sum()) for part in plan.parts}
     if plan.eager:
         found["eager"] = sum(pages.count for pages in plan.eager)
     return found | {reason.name.lower(): count for reason, count in plan.left.items()}

@@ -1,9 +1,49 @@
-/* What the pager's own files share; nothing outside _core includes this. */
+/*
+ * What the pager's own files share; nothing outside _core includes this.
+ *
+ * Who owns a page
+ * ===============
+ * A page of the plan has a *home*, its address when the plan was made, and one state byte. What follows holds at every
+ * moment, and each change of a state names the function that makes it. "The program's memory" is a mapping registered
+ * with this pager's userfaultfd. Of a parked page the frame is in the shadow, and nothing is at the program's address.
+ *
+ *  I1  The contents of a page are in exactly one place: in the program's memory, or in the shadow. No page is copied while
+ *      the kernel allows its entry to be moved: who holds the frame by a reference (a read in flight, a pipe) goes on
+ *      holding the page's own frame. (The exception, a mapping that has become read-only: `put_back_copy`.)
+ *  I2  PLANNED, DUE_* and every final state but STRANDED: it is in the program's memory, or the program has given it up.
+ *  I3  ARMING, ARMED, RETURNING: relocate has it in the shadow, write_protect in its place with stores forbidden.
+ *  I4  Who changes ARMED to RETURNING (`claim`, a compare-and-exchange) owns the page until it writes another state.
+ *      PLANNED and ARMING are the pager's thread's alone.
+ *  I5  A page leaves the shadow only by UFFDIO_MOVE to an address where its mapping is: where its region says it is
+ *      (regions.c), and while nothing is changing (the kernel refuses with EAGAIN as long as a change has not been told
+ *      of in full). The kernel moves nothing into a mapping that is not registered with the same descriptor.
+ *  I6  That a page is gone (UNMAPPED) is certain only when the kernel refuses to put it back though nothing is changing, or
+ *      when another mapping has taken its place and no change explains where its own went. The event alone proves nothing:
+ *      UFFD_EVENT_UNMAP is also sent for unmappings that fail.
+ *  I7  Nothing that is registered is let go before all pages of the plan are in I2.
+ *  I8  At the end no mapping is registered with the descriptor or carries a MADV_DONTFORK of ours (`stop_watching`).
+ *
+ *      from -> to                    by                         where the page is then
+ *      PLANNED -> ARMING             claim (arm_batch)          program -> shadow under way
+ *      ARMING -> ARMED               mechanism.arm              shadow
+ *      ARMING -> PLANNED             mechanism.arm, EAGAIN      program
+ *      ARMED -> RETURNING            claim (serve, sweep,       shadow -> program under way
+ *                                    disarm_all, regions.c)
+ *      RETURNING -> ARMED            rearm, EAGAIN              shadow
+ *      RETURNING -> DUE_*            mechanism.give_back        program; its move is owed
+ *      DUE_* -> MOVED_*, a reason    move_due                   program
+ *      RETURNING -> a reason         mechanism.give_back,       program; or gone (I6)
+ *                                    restore_regions
+ *      PLANNED, ARMED -> a reason    regions.c                  given up by the program (discard)
+ *
+ * `stress.c` and `operations.c` in tests/core assert these on real memory, `nexttouch check engine` on every interleaving.
+ */
 #ifndef NT_INTERNAL_H
 #define NT_INTERNAL_H
 
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -15,24 +55,27 @@ enum nt_reason {
 	NT_ABSENT = NT_REASON, /* nothing there */
 	NT_AT_HOME,            /* is on the node it belongs on */
 	NT_SHARED,             /* mapped by several processes */
-	NT_BUSY,               /* pinned, or the kernel could not isolate it */
+	NT_BUSY,               /* pinned or held, or the kernel could not isolate it */
 	NT_TARGET_FULL,
 	NT_FORKED,             /* the process forked before the page was touched */
 	NT_CANCELLED,
-	NT_UNTOUCHED,          /* nobody touched it before the deadline */
+	NT_UNTOUCHED,          /* no thread touched it before the deadline */
 	NT_UNMAPPED,
 	NT_DISCARDED,          /* MADV_DONTNEED: the program wants zeros there */
-	NT_REMAPPED,
+	NT_REMAPPED,           /* its mapping changed: mremap, or an unmapping that failed */
 	NT_UNSUITABLE,         /* the mapping forbids it */
 	NT_STRANDED,           /* could not be put back: its contents are kept in the shadow */
+	NT_SWAPPED = 47,
+	NT_TARGET_GONE = 48,   /* the target node may not be used any more */
 };
 
 struct segment {
 	uint64_t start;
 	uint64_t pages;
 	uint64_t unit;
-	uint64_t first;  /* index of its first page in the state bytes */
-	uint64_t shadow; /* where relocate parks its first page */
+	uint64_t first;    /* index of its first page in the state bytes */
+	uint64_t shadow;   /* where relocate parks its first page */
+	size_t descriptor; /* number of the one that watches it */
 };
 
 /* A run of pages of one segment: indices are within the segment. */
@@ -40,6 +83,27 @@ struct pages {
 	const struct segment *segment;
 	uint64_t first;
 	uint64_t count;
+};
+
+/* A stretch of registered memory that changed as one, and where it is now: see regions.c. */
+struct region {
+	uint64_t home, size; /* addresses when the plan was made */
+	uint64_t place;      /* where it is believed to be */
+	uint32_t uprooted;   /* not 0: another mapping came to `place`, as the uprooted'th; where this one is is not known */
+	uint16_t descriptor;
+	bool pending;        /* has RETURNING pages to be put back */
+	bool doubtful;       /* an unmapping of it has been told of */
+};
+
+/*
+ * A userfaultfd. Each mapping has one of its own, as far as there are enough: its events are then about that mapping, in
+ * whatever order they are read; UFFDIO_MOVE puts nothing into another one; and what is refused while it changes is only what
+ * is its own.
+ */
+struct descriptor {
+	int uffd;
+	bool unsettled;                     /* changes have not been worked off */
+	uint64_t put_off_low, put_off_high; /* between which addresses faults were read that are not served; high 0: none */
 };
 
 /* What is known of a thread that faults: its node, and the window that its faults move. */
@@ -56,18 +120,9 @@ struct toucher {
 /* Messages kept at most until they are handled: each comes from a thread that waits. */
 #define MESSAGES 512
 
-/* A range of the plan whose mapping moved to `to`: its MOVING pages have to be put back there. */
-struct displaced {
-	uint64_t from, size, to;
-};
-
-#define DISPLACED 1024
-#define MOVED_RANGES 1024
-#define CUTS 1024
-
 struct counts {
-	_Atomic uint64_t faults, hole_faults, windows, sweeps, events;
-	_Atomic uint64_t arm_ns, service_ns, sweep_ns, longest_ns;
+	_Atomic uint64_t faults, hole_faults, windows, sweeps, events, moves;
+	_Atomic uint64_t arm_ns, service_ns, sweep_ns, move_ns, longest_ns;
 	_Atomic uint64_t latency[NT_BUCKETS];
 };
 
@@ -84,22 +139,29 @@ struct pace {
 struct nt_pager;
 
 /*
- * What a mechanism does to a run. `arm` owns ARMING pages, `move` and `give_back` MOVING ones; each leaves every page in
- * another state. `move` and `give_back` return 0, or EAGAIN when an event has to be read first; the pages they could
- * not finish are then ARMED again (PLANNED again for `arm`; give_back of displaced pages, NT_REMAPPED: MOVING still). `let_go` resolves a fault
- * on a page that is not a trap (any more); 0, EEXIST or EAGAIN if the page is one of this pager's.
+ * What a mechanism does to a run.
+ *
+ * `arm` owns ARMING pages, `give_back` RETURNING ones; each leaves every page in another state. They return 0, or EAGAIN
+ * when an event has to be read first; the pages they could not finish are then PLANNED, or RETURNING, again. `give_back`
+ * puts the run where `to` is, lets its waiters go, and gives it state `state`: a reason, or that its move is due.
+ * `resolve_stray` resolves a fault on a page that is not a trap (any more): 0, EEXIST or EAGAIN if the page is one that the
+ * descriptor watches.
  */
 struct mechanism {
 	int (*arm)(struct nt_pager *pager, struct pages run);
-	int (*move)(struct nt_pager *pager, struct pages run, int node, uint8_t moved);
-	int (*give_back)(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t reason);
-	int (*let_go)(struct nt_pager *pager, uint64_t page);
+	int (*give_back)(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t state);
+	int (*resolve_stray)(struct nt_pager *pager, int uffd, uint64_t page);
 };
 
-extern const struct mechanism relocate, protect;
+extern const struct mechanism relocate, write_protect;
 
 /* What the thread waits for: all is registered, or nothing will be. */
-enum nt_word { NT_NO_WORD, NT_BEGIN, NT_END };
+enum start_signal { NT_START_NOT_YET, NT_START_BEGIN, NT_START_END };
+
+/* Units that one call of move_pages(2) takes at most: bounds how long faults wait behind it. */
+#define MOVE_UNITS 64
+/* Pages of a block, of which one byte says that pages in it are due. */
+#define DUE_BLOCK 512
 
 struct nt_pager {
 	struct nt_options options;
@@ -108,41 +170,51 @@ struct nt_pager {
 
 	struct segment *segments;
 	size_t segments_count;
-	struct nt_range *ranges; /* what is registered; unmapping cuts holes into it */
-	size_t ranges_count, ranges_room;
+	struct nt_range *ranges; /* what is registered at the start, sorted */
+	size_t ranges_count;
+	struct region *regions; /* where it is now */
+	size_t regions_count;
+	uint32_t uprootings;
+	struct descriptor *descriptors;
+	size_t descriptors_count;
+	int ready_fd;   /* an epoll of them */
+	bool unsettled; /* one of them is */
 	_Atomic uint8_t *states;
 	int16_t *origins;
+	int16_t *wanted; /* node that a DUE page goes to; negative: by the target set */
+	_Atomic uint8_t *due_blocks;
+	_Atomic bool any_due;
+	size_t due_cursor;
 	size_t pages;
 	_Atomic size_t unfinished; /* pages without a final state */
 	bool gone;                 /* the memory is: the process has ended, or become another program */
-	bool dont_fork;            /* the ranges carry MADV_DONTFORK of ours */
+	bool dont_fork;            /* registered memory carries MADV_DONTFORK of ours */
+	bool all_full;             /* no target node has room */
+	struct nt_nodemask full[2]; /* nodes that had no room for small pages, for huge ones */
 
 	int *nodes;
 	int *cpu_nodes;
-	struct nt_nodemask target;
 
-	int uffd;
 	int wake_fd;
-	uint64_t shadow, shadow_size;
-	uint8_t *stage;        /* frames to copy into: STAGE_SIZE for a huge page, as much for small ones */
-	_Atomic bool stage_taken;
-	void **addresses;      /* arguments of move_pages, one unit's or window's worth */
-	int *statuses, *wanted;
+	int pagemap_fd; /* -1 where /proc does not have it */
+	struct nt_range reserved;     /* with the shadow in it */
+	uint64_t shadow, shadow_size; /* what is registered of it */
+	uint64_t spare;               /* a page of the shadow in which there is never anything */
+	uint64_t unreadable;          /* one behind it, which may not be read */
+	void **addresses; /* arguments of move_pages, one call's worth */
+	int *statuses, *targets;
+	size_t *indices; /* of the states of these units' first pages */
 
 	struct toucher touchers[TOUCHERS];
 	struct uffd_msg messages[MESSAGES]; /* read, but not handled yet */
 	size_t messages_count;
-	uint64_t put_off_low, put_off_high; /* addresses of faults that were read and found no room; high 0: none */
-	struct displaced displaced[DISPLACED];
-	size_t displaced_count;
-	struct nt_range moved[MOVED_RANGES]; /* where mappings of ours went */
-	size_t moved_count;
 	size_t arm_segment;
 	uint64_t arm_page;
 	size_t sweep_segment;
 	uint64_t sweep_page;
 	struct pace pace; /* of the sweep */
 	uint64_t discarded_ns;
+	char text[1 << 15]; /* of a file in /proc: a line with a path of which each byte is escaped fits */
 
 	/* Inline service: handlers enter through the gate, which the thread shuts while it reads events. */
 	_Atomic bool gate_shut;
@@ -151,19 +223,14 @@ struct nt_pager {
 	pthread_t thread;
 	pid_t owner; /* the process whose thread it is: a forked child has only the memory */
 	bool started;
-	_Atomic int request, phase;
-	pthread_mutex_t mutex;
-	enum nt_word word; /* to the thread, under the mutex */
-	pthread_cond_t changed;
+	_Atomic int request;
+	_Atomic uint32_t phase, start_signal; /* futexes */
 	struct counts counts;
 };
 
 /* Pages that a sweep moves, and that are armed, at a time: bounds how long a fault waits for either. */
 #define SWEEP_PAGES 64
 #define ARM_PAGES 512
-/* Pages of the largest unit that is moved through the staging area, and of the largest window. */
-#define UNIT_PAGES 512
-#define STAGE_SIZE (2UL << 20)
 
 static inline uint64_t greater(uint64_t a, uint64_t b)
 {
@@ -202,28 +269,51 @@ static inline uint8_t state_of(const struct nt_pager *pager, const struct segmen
 	return atomic_load_explicit(&pager->states[segment->first + page], memory_order_acquire);
 }
 
+static inline int uffd_of(const struct nt_pager *pager, const struct segment *segment)
+{
+	return pager->descriptors[segment->descriptor].uffd;
+}
+
 static inline struct pages part(struct pages run, uint64_t skip, uint64_t pages)
 {
 	return (struct pages){run.segment, run.first + skip, pages};
 }
 
-/* pager.c */
+/* memory.c */
+void *allot(size_t count, size_t size);
+void *reserve(size_t room, size_t size, size_t count);
+void *copy_of(const void *array, size_t count, size_t size);
+void release(void *array);
+
+/* states.c */
 void set_states(struct nt_pager *pager, struct pages run, uint8_t state);
 void finish(struct nt_pager *pager, struct pages run, uint8_t state);
+void conclude(struct nt_pager *pager, struct pages run, uint8_t state);
+void rearm(struct nt_pager *pager, struct pages run);
 uint64_t claim(struct nt_pager *pager, const struct segment *segment, uint64_t first, uint64_t limit, uint8_t from);
 const struct segment *segment_at(const struct nt_pager *pager, uint64_t address);
-int serve(struct nt_pager *pager, uint64_t address, struct toucher *toucher);
-void wake_thread(struct nt_pager *pager);
-void wake_range(struct nt_pager *pager, uint64_t address, uint64_t size);
-int give_back(struct nt_pager *pager, struct pages run, uint8_t reason);
+const struct segment *segment_of_index(const struct nt_pager *pager, size_t index);
+bool next_run(const struct nt_pager *pager, uint64_t *at, uint64_t end, uint8_t state, struct pages *run);
 
-/* making.c */
+/* lifecycle.c */
 bool fail(struct nt_error *error, const char *call, const char *detail); /* with errno; false */
-bool watch_ranges(struct nt_pager *pager, struct nt_error *error);
-void stop_watching(struct nt_pager *pager, struct nt_range range);
 void dismantle(struct nt_pager *pager);
 
-/* pace.c */
+/* resources.c */
+bool open_files(struct nt_pager *pager, struct nt_error *error);
+void close_files(struct nt_pager *pager);
+void close_descriptors(struct nt_pager *pager);
+void wake_thread(struct nt_pager *pager);
+void wake_range(int uffd, uint64_t address, uint64_t size);
+bool is_changing(int uffd);
+
+/* watching.c */
+bool watch_ranges(struct nt_pager *pager, struct nt_error *error);
+void stop_watching(struct nt_pager *pager);
+bool watch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size);
+void unwatch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size);
+
+/* sweep_pace.c */
 void pace_begin(struct pace *pace, uint64_t now, double rate, double deadline);
 void pace_step(struct pace *pace, uint64_t began, uint64_t ended, double pause);
 void pace_fault(struct pace *pace, uint64_t began, uint64_t ended);
@@ -231,27 +321,48 @@ uint64_t pace_next(const struct pace *pace);
 
 /* relocate.c */
 void own_pages(const struct nt_pager *pager);
+bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address, bool unknown);
 
-/* policy.c */
-void use_node(struct nt_pager *pager, int node);
-void forget_node(void);
+/* moving.c */
+void mark_due(struct nt_pager *pager, struct pages run);
+bool move_due(struct nt_pager *pager);
+
+/* fault.c */
+int serve(struct nt_pager *pager, size_t descriptor, uint64_t address, struct toucher *toucher);
+int return_run(struct nt_pager *pager, struct pages run, int node, uint8_t due);
+int give_back(struct nt_pager *pager, struct pages run, uint8_t reason);
+void record_service(struct nt_pager *pager, uint64_t took);
+
+/* regions.c */
+void change_unmapped(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end);
+void change_moved(struct nt_pager *pager, size_t descriptor, uint64_t from, uint64_t to, uint64_t size);
+void change_discarded(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end);
+bool restore_regions(struct nt_pager *pager, size_t descriptor);
 
 /* events.c */
-void handle_messages(struct nt_pager *pager);
-bool is_changing(const struct nt_pager *pager);
+bool handle_messages(struct nt_pager *pager);
+bool has_messages(const struct nt_pager *pager);
 void shut_gate(struct nt_pager *pager);
 void settle(struct nt_pager *pager);
-void record_service(struct nt_pager *pager, uint64_t took);
 
 /* touchers.c */
 struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
 int cpu_in_stat(const char *text);
 int node_of_cpu(const struct nt_pager *pager, int cpu);
 
+/* loop.c */
+void *run_pager(void *argument);
+void set_phase(struct nt_pager *pager, enum nt_phase phase);
+
 /* process.c */
 int process_join(struct nt_pager *pager, struct nt_error *error);
 void process_leave(struct nt_pager *pager);
+void block_signals(sigset_t *before);
 /* Say that memory is watched no more for which handlers may be on their way; before they may look, which is behind the gate. */
 void process_let_go(void);
+
+/* futex.c */
+void futex_set(_Atomic uint32_t *word, uint32_t value);
+bool futex_wait_at_least(_Atomic uint32_t *word, uint32_t value, const struct timespec *until);
 
 #endif

@@ -26,15 +26,23 @@ struct uffdio_move {
 #define UFFD_FEATURE_MOVE (1 << 16)
 #endif
 
+#ifndef UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
+#define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES ((uint64_t)1 << 1)
+#endif
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
 #define NT_MPOL_DEFAULT 0
 #define NT_MPOL_PREFERRED 1
-#define NT_MPOL_INTERLEAVE 3
-#define NT_MPOL_PREFERRED_MANY 5
 #define NT_MPOL_MF_MOVE (1 << 1)
+#define NT_MPOL_F_ADDR (1 << 1)
+
+/* Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): present, in swap, mapped only here. */
+#define NT_ENTRY_PRESENT ((uint64_t)1 << 63)
+#define NT_ENTRY_SWAPPED ((uint64_t)1 << 62)
+#define NT_ENTRY_EXCLUSIVE ((uint64_t)1 << 56)
 
 /* As many nodes as the kernel can be built with (CONFIG_NODES_SHIFT <= 10). */
 #define NT_MAX_NODES 1024
@@ -47,25 +55,25 @@ struct nt_nodemask {
 static inline long nt_set_mempolicy(int mode, const struct nt_nodemask *nodes)
 {
 	/* The kernel reads one bit less than the count it is told. */
-	return syscall(SYS_set_mempolicy, mode, nodes ? nodes->words : NULL, nodes ? NT_MAX_NODES + 1UL : 0UL);
+	return syscall(SYS_set_mempolicy, mode, nodes->words, NT_MAX_NODES + 1UL);
 }
 
-static inline long nt_get_mempolicy(int *mode, struct nt_nodemask *nodes)
+/* The policy of the mapping at an address: its mode, negative if the kernel does not say. */
+static inline int nt_policy_at(uint64_t address)
 {
-	return syscall(SYS_get_mempolicy, mode, nodes->words, NT_MAX_NODES + 1UL, NULL, 0UL);
+	int mode = -1;
+	return syscall(SYS_get_mempolicy, &mode, NULL, 0UL, address, (unsigned long)NT_MPOL_F_ADDR) ? -1 : mode;
+}
+
+/* Migrate all pages of a range whose mapping has no policy to where the calling thread's policy takes them from. */
+static inline long nt_migrate_by_policy(uint64_t address, uint64_t size)
+{
+	return syscall(SYS_mbind, address, size, NT_MPOL_DEFAULT, NULL, 0UL, (unsigned long)NT_MPOL_MF_MOVE);
 }
 
 static inline long nt_move_pages(pid_t pid, unsigned long count, void **pages, const int *nodes, int *status)
 {
 	return syscall(SYS_move_pages, pid, count, pages, nodes, status, NT_MPOL_MF_MOVE);
-}
-
-/* The node of the page at `address` of this process, negative if there is none. Never faults it in. */
-static inline int nt_node_of(uint64_t address)
-{
-	void *page = (void *)(uintptr_t)address;
-	int status = -1;
-	return nt_move_pages(0, 1, &page, NULL, &status) ? -1 : status;
 }
 
 #endif

@@ -41,7 +41,7 @@ static void raise_error(const struct nt_error *error)
 }
 
 static char *keywords[] = {"runs", "ranges", "origins", "nodes", "cpu_nodes", "relocate", "inline", "pid", "uffd", "alive_fd",
-			   "user_mode", "toucher", "staged", "window", "rate", "deadline", NULL};
+			   "user_mode", "toucher", "window", "rate", "deadline", NULL};
 
 static int make_pager(PagerObject *self, struct nt_options *options, PyObject *arrays[5])
 {
@@ -74,21 +74,20 @@ static int pager_init(PyObject *object, PyObject *arguments, PyObject *named)
 	PagerObject *self = (PagerObject *)object;
 	struct nt_options options = {0};
 	PyObject *arrays[5];
-	int relocate, inline_service, user_mode, toucher, staged;
+	int relocate, inline_service, user_mode, toucher;
 	unsigned long long window;
-	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOppiiipppKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
+	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOppiiippKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
 					 &arrays[3], &arrays[4], &relocate, &inline_service, &options.pid, &options.uffd,
-					 &options.alive_fd, &user_mode, &toucher, &staged, &window, &options.rate, &options.deadline))
+					 &options.alive_fd, &user_mode, &toucher, &window, &options.rate, &options.deadline))
 		return -1;
 	if (self->pager) {
 		PyErr_SetString(PyExc_RuntimeError, "a Pager is made once");
 		return -1;
 	}
-	options.mechanism = relocate ? NT_RELOCATE : NT_PROTECT;
+	options.mechanism = relocate ? NT_RELOCATE : NT_WRITE_PROTECT;
 	options.service = inline_service ? NT_INLINE : NT_THREAD;
 	options.user_mode = user_mode;
 	options.toucher = toucher;
-	options.staged = staged;
 	options.window = window ? window : 1;
 	return make_pager(self, &options, arrays);
 }
@@ -184,9 +183,10 @@ static PyObject *pager_stats(PyObject *object, PyObject *ignored)
 	}
 	if (!latency)
 		return NULL;
-	return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsN}", "faults", (unsigned long long)stats.faults, "hole_faults",
+	return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsKsN}", "faults", (unsigned long long)stats.faults, "hole_faults",
 			     (unsigned long long)stats.hole_faults, "windows", (unsigned long long)stats.windows, "sweeps",
-			     (unsigned long long)stats.sweeps, "events", (unsigned long long)stats.events, "arm_ns",
+			     (unsigned long long)stats.sweeps, "events", (unsigned long long)stats.events, "moves", (unsigned long long)stats.moves,
+			     "move_ns", (unsigned long long)stats.move_ns, "arm_ns",
 			     (unsigned long long)stats.arm_ns, "service_ns", (unsigned long long)stats.service_ns, "sweep_ns",
 			     (unsigned long long)stats.sweep_ns, "longest_ns", (unsigned long long)stats.longest_ns, "latency",
 			     latency);

@@ -1,25 +1,26 @@
 /*
  * The pager: turns planned pages into traps, serves their faults, sweeps the rest, and gives everything back.
  *
- * A page belongs to exactly one state byte. Whoever changes it from ARMED to MOVING owns the page until it writes a
- * final state: the byte is the page lock. Everybody else who touches the page waits in the kernel's fault queue and
- * redoes the access.
+ * A page has exactly one state byte. Whoever changes it from ARMED to RETURNING owns the page until it writes another
+ * state: the byte is the page lock. Every other thread that touches the page waits in the kernel's fault queue and redoes
+ * the access.
  *
- *     PLANNED -> ARMING -> ARMED -> MOVING -> MOVED_FAULT | MOVED_SWEEP | a reason to stay (>= NT_REASON)
- *         \---------\----------------------> a reason to stay
+ *     PLANNED -> ARMING -> ARMED -> RETURNING -> DUE_FAULT | DUE_SWEEP -> MOVED_FAULT | MOVED_SWEEP | a reason to stay
+ *         \---------\----------------> a reason to stay (>= NT_REASON)
  *
- * Two mechanisms:
+ * A fault puts a window of pages back where they were and lets its thread go; then move_pages(2) moves what is due, in the
+ * place where the program uses it. That call is safe against the program's stores, and it alone looks at who holds a page.
  *
- * NT_RELOCATE   private anonymous memory of this process. UFFDIO_MOVE parks a page in a shadow range (it keeps its
- *               frame, its old address faults); a fault copies it into a fresh frame of the target node, which the
- *               kernel installs at the old address and wakes the waiters. Parked pages are never written: until the copy
- *               is installed the shadow holds the only and full contents, and UFFDIO_MOVE puts it back without needing memory.
- * NT_PROTECT    any process, anonymous, shmem and hugetlb memory. Pages stay where they are, write-protected; a store
- *               faults, move_pages(2) moves a window, the protection goes away. Contents are never out of place.
+ * Two mechanisms, which differ in the trap:
+ *
+ * NT_RELOCATE       private anonymous memory of this process. UFFDIO_MOVE parks a page in a shadow range: it keeps its
+ *                   frame, its old address faults. Parked pages are never written.
+ * NT_WRITE_PROTECT  any process, anonymous, shmem and hugetlb memory. Pages stay where they are, write-protected; a store
+ *                   faults. Contents are never out of place.
  *
  * One thread, in C, without Python and without allocating memory after the start, does everything: it arms, serves,
- * reads the kernel's events about unmapping, and sweeps when no fault waits. With NT_INLINE the faulting threads serve
- * themselves from a SIGBUS handler, and the thread does the rest.
+ * reads the kernel's events about unmapping, moves, and sweeps when no fault waits. With NT_INLINE the faulting threads put
+ * pages back themselves, in a SIGBUS handler, and the thread does the rest.
  */
 #ifndef NT_PAGER_H
 #define NT_PAGER_H
@@ -29,7 +30,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum nt_mechanism { NT_RELOCATE, NT_PROTECT };
+enum nt_mechanism { NT_RELOCATE, NT_WRITE_PROTECT, NT_PROTECT = NT_WRITE_PROTECT /* its name in version 0.1 */ };
 enum nt_service { NT_THREAD, NT_INLINE };
 
 /* States below NT_REASON; reasons have the numbers of nexttouch.live.reason.Reason. */
@@ -37,9 +38,11 @@ enum nt_state {
 	NT_PLANNED = 0,
 	NT_ARMING = 1,
 	NT_ARMED = 2,
-	NT_MOVING = 3,
+	NT_RETURNING = 3,
 	NT_MOVED_FAULT = 4,
 	NT_MOVED_SWEEP = 5,
+	NT_DUE_FAULT = 6,
+	NT_DUE_SWEEP = 7,
 	NT_REASON = 32,
 };
 
@@ -69,7 +72,6 @@ struct nt_options {
 	size_t nodes_count;
 	const int *cpu_nodes; /* node of each CPU */
 	size_t cpus;
-	bool staged;     /* relocate: the mapping has a memory policy of its own, so frames come from a staging area */
 	uint64_t window; /* most pages a fault moves */
 	double rate;     /* bytes a second that the sweep moves; 0: no sweep; INFINITY: as fast as it goes */
 	double deadline; /* seconds from the end of arming after which the sweep stops keeping to `rate`; INFINITY: never */
@@ -88,13 +90,15 @@ struct nt_error {
 struct nt_stats {
 	uint64_t faults;       /* faults served */
 	uint64_t hole_faults;  /* of these, touches of pages that were not there yet */
-	uint64_t windows;      /* runs of pages moved for a fault */
-	uint64_t sweeps;       /* runs of pages moved by the sweep */
+	uint64_t windows;      /* runs of pages put back for a fault, to be moved */
+	uint64_t sweeps;       /* runs of pages put back by the sweep, to be moved */
 	uint64_t events;       /* unmap, remap and discard events read */
+	uint64_t moves;        /* calls of move_pages(2) that were to move pages */
 	uint64_t arm_ns;       /* time spent arming */
 	uint64_t service_ns;   /* time spent serving faults */
 	uint64_t sweep_ns;     /* time spent sweeping */
-	uint64_t longest_ns;   /* longest service of one fault */
+	uint64_t move_ns;      /* time spent in move_pages(2), that of the sweep included */
+	uint64_t longest_ns;   /* longest service of one fault: until its thread was let go */
 	uint64_t latency[NT_BUCKETS];
 };
 

@@ -27,6 +27,7 @@
 static _Atomic(struct nt_pager *) pagers[MOST_PAGERS];
 static _Atomic unsigned handlers_inside, departures;
 static pthread_mutex_t joining = PTHREAD_MUTEX_INITIALIZER;
+static sigset_t mask_before_fork; /* of the thread that forks, which has the lock */
 static bool fork_handled;
 static int received[MOST_PAGERS]; /* descriptors that no pager has yet */
 static size_t received_count;
@@ -35,27 +36,68 @@ static _Atomic unsigned latest = 1; /* the handler installed last, if any was */
 static _Thread_local struct toucher self __attribute__((tls_model("initial-exec")));
 static _Thread_local unsigned departures_seen __attribute__((tls_model("initial-exec")));
 
+/* All that other programs or threads send; not those that an instruction of this thread raises, which would kill it. */
+void block_signals(sigset_t *before)
+{
+	static const int raised[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP};
+	sigset_t sent;
+	sigfillset(&sent);
+	for (size_t number = 0; number < sizeof raised / sizeof *raised; number++)
+		sigdelset(&sent, raised[number]);
+	pthread_sigmask(SIG_BLOCK, &sent, before);
+}
+
 /* ---- fork ---- */
 
+/*
+ * No signal handler of a thread that has the lock may fork: it would wait for the lock, and the thread for the handler.
+ * So signals are blocked before it is taken, here and wherever else it is.
+ */
+static void lock_joining(sigset_t *before)
+{
+	block_signals(before);
+	pthread_mutex_lock(&joining);
+}
+
+static void unlock_joining(const sigset_t *before)
+{
+	pthread_mutex_unlock(&joining);
+	pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+/* Ask the pager of a slot to end; whether there is one that has to. It cannot be freed meanwhile: see process_leave. */
+static bool ask_to_end(size_t slot, struct nt_pager **asked)
+{
+	int none = NT_NONE;
+	atomic_fetch_add(&handlers_inside, 1);
+	*asked = atomic_load(&pagers[slot]);
+	bool has_to = *asked && (*asked)->options.mechanism == NT_RELOCATE;
+	if (has_to) {
+		atomic_compare_exchange_strong(&(*asked)->request, &none, NT_FORK);
+		wake_thread(*asked);
+	}
+	atomic_fetch_sub(&handlers_inside, 1);
+	return has_to;
+}
+
+/* A pager leaves the list when all is given back, before it needs anything of ours. From then on it may be freed. */
 static void before_fork(void)
 {
-	pthread_mutex_lock(&joining);
+	sigset_t before;
+	lock_joining(&before);
+	mask_before_fork = before;
 	for (size_t slot = 0; slot < MOST_PAGERS; slot++) {
-		struct nt_pager *pager = atomic_load(&pagers[slot]);
-		int none = NT_NONE;
-		if (!pager || pager->options.mechanism != NT_RELOCATE)
-			continue;
-		atomic_compare_exchange_strong(&pager->request, &none, NT_FORK);
-		wake_thread(pager);
-		/* The pager leaves the list when all is given back, before it needs anything of ours. */
-		while (atomic_load(&pagers[slot]) == pager)
-			sched_yield();
+		struct nt_pager *pager;
+		if (ask_to_end(slot, &pager))
+			while (atomic_load(&pagers[slot]) == pager)
+				sched_yield();
 	}
 }
 
 static void after_fork_in_parent(void)
 {
-	pthread_mutex_unlock(&joining);
+	sigset_t before = mask_before_fork;
+	unlock_joining(&before);
 }
 
 static void after_fork_in_child(void)
@@ -64,13 +106,12 @@ static void after_fork_in_child(void)
 		struct nt_pager *pager = atomic_exchange(&pagers[slot], NULL);
 		if (!pager)
 			continue;
-		close(pager->uffd);
-		pager->uffd = -1;
+		close_descriptors(pager);
 	}
 	while (received_count)
 		close(received[--received_count]);
 	atomic_store(&handlers_inside, 0);
-	pthread_mutex_unlock(&joining);
+	after_fork_in_parent();
 }
 
 /* 0 or an errno. */
@@ -102,7 +143,8 @@ ssize_t nt_receive(int socket, void *data, size_t size, int *descriptor)
 	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
 	ssize_t got = -1;
 	*descriptor = -1;
-	pthread_mutex_lock(&joining);
+	sigset_t before;
+	lock_joining(&before);
 	int number = handle_fork();
 	if (!number && received_count == MOST_PAGERS)
 		number = EMFILE;
@@ -112,7 +154,7 @@ ssize_t nt_receive(int socket, void *data, size_t size, int *descriptor)
 		*descriptor = descriptor_in(&message);
 	if (*descriptor >= 0)
 		received[received_count++] = *descriptor;
-	pthread_mutex_unlock(&joining);
+	unlock_joining(&before);
 	errno = number;
 	return got;
 }
@@ -126,49 +168,48 @@ static void forget(int descriptor)
 		received[number] = received[--received_count];
 }
 
+static void forget_all(const struct nt_pager *pager)
+{
+	for (size_t number = 0; number < pager->descriptors_count; number++)
+		forget(pager->descriptors[number].uffd);
+}
+
 void nt_forget(int descriptor)
 {
-	pthread_mutex_lock(&joining);
+	sigset_t before;
+	lock_joining(&before);
 	forget(descriptor);
-	pthread_mutex_unlock(&joining);
+	unlock_joining(&before);
 }
 
 /* ---- SIGBUS ---- */
 
-/* Save the thread's memory policy, serve on its own node, put the policy back. */
+/* Serve the faulting thread's own fault. */
 static int serve_self(struct nt_pager *pager, uint64_t address)
 {
-	struct nt_nodemask nodes = {{0}};
-	int mode = NT_MPOL_DEFAULT;
 	unsigned cpu = 0;
-	nt_get_mempolicy(&mode, &nodes);
 	getcpu(&cpu, NULL);
 	self.node = node_of_cpu(pager, (int)cpu);
-	forget_node();
 	uint64_t began = now_ns();
-	int number = serve(pager, address & ~(pager->page_size - 1), &self);
+	bool owed = atomic_load(&pager->any_due);
+	int number = serve(pager, segment_at(pager, address)->descriptor, address, &self);
 	record_service(pager, now_ns() - began);
-	nt_set_mempolicy(mode, mode == NT_MPOL_DEFAULT ? NULL : &nodes);
-	if (atomic_load(&pager->unfinished) == 0)
-		wake_thread(pager); /* it may close down */
+	if ((!owed && atomic_load(&pager->any_due)) || !atomic_load(&pager->unfinished))
+		wake_thread(pager); /* it may move what is due, or close down */
 	return number;
 }
 
-static bool watches(const struct nt_pager *pager, uint64_t address)
+/* Whether the page at `address` is one that the pager has yet to deal with. */
+static bool has_page(const struct nt_pager *pager, uint64_t address)
 {
-	for (size_t number = 0; number < pager->ranges_count; number++)
-		if (address - pager->ranges[number].start < pager->ranges[number].size)
-			return true;
-	return false;
+	const struct segment *segment = segment_at(pager, address);
+	return segment && state_of(pager, segment, (address - segment->start) / pager->page_size) <= NT_RETURNING;
 }
 
 /* Whether events wait to be handled: a mapping may have moved to an address that is not known yet. */
 static bool has_events(const struct nt_pager *pager)
 {
-	if (atomic_load(&pager->gate_shut)) /* first: behind the gate the descriptor may be closed */
-		return true;
-	struct pollfd file = {.fd = pager->uffd, .events = POLLIN};
-	return poll(&file, 1, 0) > 0;
+	return atomic_load(&pager->gate_shut) /* first: behind the gate the descriptors may be closed */ || has_messages(pager);
 }
 
 /* Go in, unless the thread is about to change what we would look at: handlers that wait outside do not hold it up. */
@@ -184,19 +225,32 @@ static bool enter(struct nt_pager *pager)
 	return false;
 }
 
+static int resolve_stray(struct nt_pager *pager, uint64_t page)
+{
+	int number = ENOENT;
+	for (size_t descriptor = 0; descriptor < pager->descriptors_count && number == ENOENT; descriptor++)
+		number = pager->mechanism->resolve_stray(pager, pager->descriptors[descriptor].uffd, page);
+	if (number != ENOENT) {
+		count(&pager->counts.faults, 1);
+		count(&pager->counts.hole_faults, 1);
+	}
+	return number;
+}
+
 /*
  * What comes of the fault at `address`, if it is for `pager` to serve: 0, EEXIST or EAGAIN make the thread redo its access.
- * `strayed`: no pager watches the address, so it is memory that grew or moved and has nothing of ours in it.
+ * `strayed`: no pager has such a page, so it is memory that has nothing of ours in it, or not any more.
  */
 static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
 {
 	int number = ENOENT;
+	uint64_t page = address & ~(pager->page_size - 1);
 	if (!enter(pager))
 		return EAGAIN;
-	if (watches(pager, address))
-		number = serve_self(pager, address);
-	else if (strayed)
-		number = pager->mechanism->let_go(pager, address & ~(pager->page_size - 1));
+	if (strayed)
+		number = resolve_stray(pager, page);
+	else if (has_page(pager, page))
+		number = serve_self(pager, page);
 	atomic_fetch_sub(&pager->inside, 1);
 	return number;
 }
@@ -205,7 +259,7 @@ static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
 static bool serve_inline(uint64_t address)
 {
 	int number = ENOENT;
-	for (int strayed = 0; strayed < 2; strayed++)
+	for (int strayed = 0; strayed < 2; strayed++) /* first all pagers that may have the page, as none may if events wait */
 		for (size_t slot = 0; slot < MOST_PAGERS && number && number != EEXIST && number != EAGAIN; slot++) {
 			struct nt_pager *pager = atomic_load(&pagers[slot]);
 			if (pager && pager->options.service == NT_INLINE)
@@ -305,15 +359,15 @@ static int handle_sigbus(struct nt_error *error)
 static int take_slot(struct nt_pager *pager)
 {
 	for (size_t slot = 0; slot < MOST_PAGERS; slot++) {
-		struct nt_pager *nobody = NULL;
-		if (atomic_compare_exchange_strong(&pagers[slot], &nobody, pager))
+		struct nt_pager *none = NULL;
+		if (atomic_compare_exchange_strong(&pagers[slot], &none, pager))
 			return 0;
 	}
 	return -1;
 }
 
-/* Of a pager that is done one may hear before it has left the list. */
-static bool somebody_leaves(void)
+/* Of a pager that is done a thread may hear before it has left the list. */
+static bool one_leaves(void)
 {
 	bool found = false;
 	atomic_fetch_add(&handlers_inside, 1); /* none that is in the list goes away meanwhile */
@@ -328,7 +382,8 @@ static bool somebody_leaves(void)
 int process_join(struct nt_pager *pager, struct nt_error *error)
 {
 	int result = 0;
-	pthread_mutex_lock(&joining);
+	sigset_t before;
+	lock_joining(&before);
 	int number = handle_fork();
 	if (number) {
 		*error = (struct nt_error){.call = "pthread_atfork", .number = number};
@@ -337,7 +392,7 @@ int process_join(struct nt_pager *pager, struct nt_error *error)
 	if (!result && pager->options.service == NT_INLINE)
 		result = handle_sigbus(error);
 	while (!result && take_slot(pager)) {
-		if (somebody_leaves()) {
+		if (one_leaves()) {
 			sched_yield();
 			continue;
 		}
@@ -345,8 +400,8 @@ int process_join(struct nt_pager *pager, struct nt_error *error)
 		result = -1;
 	}
 	if (!result)
-		forget(pager->uffd); /* from here on the list has it */
-	pthread_mutex_unlock(&joining);
+		forget_all(pager); /* from here on the list has them */
+	unlock_joining(&before);
 	return result;
 }
 

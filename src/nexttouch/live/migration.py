@@ -42,7 +42,7 @@ Phase = Literal["arming", "serving", "done"]
 
 _SERVING, _DONE = 2, 3
 _PHASES: tuple[Phase, ...] = ("arming", "arming", "serving", "done")
-_ARMED_STATES = (0, 1, 2, 3)  # planned, arming, armed, moving: the pages without a final state
+_WAITING_STATES = (0, 1, 2, 3, 6, 7)  # planned, arming, armed, returning, due: the pages without a final state
 _MOVED_FAULT, _MOVED_SWEEP = 4, 5
 
 
@@ -93,9 +93,11 @@ class Stats:
         left: pages that stay where they are, by reason.
         faults: page faults served.
         hole_faults: of these, touches of pages that were not there yet.
-        windows, sweeps: runs of pages moved for a fault, and by the sweep.
+        windows, sweeps: runs of pages that a fault, and the sweep, made move.
+        moves: calls of move_pages(2) for them.
         events: unmappings, moves and discards of memory that the program did meanwhile.
-        arm_seconds, service_seconds, sweep_seconds: time spent on each.
+        arm_seconds, service_seconds, sweep_seconds, move_seconds: time spent on each; the moves' contains those of the
+            sweep. A fault is served when its thread goes on: its pages move after that.
         longest_service: the longest service of one fault.
         latency: services by upper bound of their duration in seconds, ascending.
         stopped: how long the program stood still to be attached to; 0 for memory of this process.
@@ -112,10 +114,12 @@ class Stats:
     hole_faults: int
     windows: int
     sweeps: int
+    moves: int
     events: int
     arm_seconds: float
     service_seconds: float
     sweep_seconds: float
+    move_seconds: float
     longest_service: float
     latency: dict[float, int]
     stopped: float
@@ -182,7 +186,7 @@ class Migration:
             counts.update(numbers)
         states, eagerly = self._states(), self._eager  # looked at once, so that every page is counted once
         left = self._left(states, eagerly)
-        waiting = int(states[list(_ARMED_STATES)].sum())
+        waiting = int(states[list(_WAITING_STATES)].sum())
         pending = 0 if eagerly else sum(pages.count for pages in self.plan.eager)
         return Stats(
             phase=self._phase(),
@@ -192,10 +196,11 @@ class Migration:
             moved_by_sweep=int(states[_MOVED_SWEEP]),
             moved_eagerly=eagerly.moved if eagerly else 0,
             left={reason: left[reason] for reason in sorted(left)},
-            **{name: counts[name] for name in ("faults", "hole_faults", "windows", "sweeps", "events")},
+            **{name: counts[name] for name in ("faults", "hole_faults", "windows", "sweeps", "moves", "events")},
             arm_seconds=counts["arm_ns"] / 1e9,
             service_seconds=counts["service_ns"] / 1e9,
             sweep_seconds=counts["sweep_ns"] / 1e9,
+            move_seconds=counts["move_ns"] / 1e9,
             longest_service=longest / 1e9,
             latency={bound / 1e9: latency[bound] for bound in sorted(latency)},
             stopped=self._stopped,
@@ -309,7 +314,6 @@ class Migration:
             alive_fd=self._pidfd,
             user_mode=inline,  # its system calls fail on armed pages in any case; so no privilege is needed
             toucher=not self.plan.targets,
-            staged=part.staged,
             window=int(options.window),
             rate=math.inf if options.rate is None else options.rate,
             deadline=math.inf if options.deadline is None else options.deadline,

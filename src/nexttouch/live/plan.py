@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FeatureMissing, KernelError, TargetRefused
-from ..linux import mempolicy, procfs
-from ..linux.mempolicy import Mode
+from ..linux import procfs
 from ..linux.procfs import Kind, Smap
 from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
@@ -48,14 +47,12 @@ class Part:
 
     Attributes:
         mechanism: how it traps and moves.
-        staged: relocate copies through a staging area, as these mappings have a memory policy of their own.
         runs: shape (n, 3), uint64: address, pages, pages that move together.
         ranges: shape (m, 2), uint64: address and bytes of what is registered with the kernel.
         origins: shape (pages,), int16: the node each page is on, -1 to move it wherever it is.
     """
 
     mechanism: Mechanism
-    staged: bool
     runs: NDArray[np.uint64]
     ranges: NDArray[np.uint64]
     origins: NDArray[np.int16]
@@ -100,7 +97,7 @@ def make_plan(
         TargetRefused: somebody handles page faults of that other process.
     """
     plan = Plan(pid, targets)
-    found: dict[tuple[Mechanism, bool], list[Pages]] = {}
+    found: dict[Mechanism, list[Pages]] = {}
     whole: list[tuple[int, int]] = []
     pieces = list(_pieces(plan, spans))
     if pid and any(smap.flags & _WATCHED for smap, _, _ in pieces):
@@ -112,19 +109,18 @@ def make_plan(
         way = _way(smap, pid, mechanism)
         stay = _stay(pages, targets, way, always, plan.left)
         if way is not None:
-            staged = way == "relocate" and mempolicy.policy_of(start).mode is not Mode.DEFAULT
             untrapped = ~stay & _within(pages, ends)
             if untrapped.any():
                 plan.eager.append(pages.those(untrapped))
             trapped = ~stay & ~untrapped
-            found.setdefault((way, staged), []).append(pages.those(trapped))
+            found.setdefault(way, []).append(pages.those(trapped))
             if pid and way == "write_protect" and trapped.any():
                 whole.append((start, end - start))
-    for (way, staged), parts in found.items():
+    for way, parts in found.items():
         if way == "eager":
             plan.eager += [pages for pages in parts if len(pages)]
         elif any(len(pages) for pages in parts):
-            plan.parts.append(_part(way, staged, parts, always, whole))
+            plan.parts.append(_part(way, parts, always, whole))
     plan.left = +plan.left
     return plan
 
@@ -208,7 +204,7 @@ def _within(pages: Pages, spans: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 # `whole`: what to watch of another process's memory: its mappings as they are. The end of a range within one would cut
 # it in two, and mremap(2) fails on two mappings (EFAULT): that program would learn of it.
-def _part(mechanism: Mechanism, staged: bool, pieces: list[Pages], always: bool, whole: list[tuple[int, int]]) -> Part:
+def _part(mechanism: Mechanism, pieces: list[Pages], always: bool, whole: list[tuple[int, int]]) -> Part:
     pages = Pages.joined(pieces)
     ends = pages.addresses + pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)
     borders = np.zeros(max(len(pages) - 1, 0), dtype=np.bool_)  # before the first page of another mapping
@@ -218,7 +214,7 @@ def _part(mechanism: Mechanism, staged: bool, pieces: list[Pages], always: bool,
     runs = np.stack((starts, (stops - starts) // np.uint64(PAGE_SIZE), _firsts(pages.units, breaks)), axis=1)
     origins = np.full(pages.count, _ANYWHERE) if always else np.repeat(pages.nodes, pages.units)
     ranges = np.array(whole, np.uint64) if whole else _ranges(starts, stops, borders[breaks])
-    return Part(mechanism, staged, np.ascontiguousarray(runs, np.uint64), ranges, origins.astype(np.int16))
+    return Part(mechanism, np.ascontiguousarray(runs, np.uint64), ranges, origins.astype(np.int16))
 
 
 # Few ranges that hold all runs. What lies between runs is watched too, and a touch there costs a fault that does

@@ -9,7 +9,7 @@ __all__ = ["Reason", "describe", "keyed"]
 
 
 class Reason(IntEnum):
-    """Why a page was not moved. The numbers up to STRANDED are those of `enum nt_reason` in the C core.
+    """Why a page was not moved. The numbers are those of `enum nt_reason` in the C core, where that has the reason.
 
     >>> Reason.SHARED.name, Reason.SHARED.sentence
     ('SHARED', 'mapped by several processes; moves only eagerly, with shared=True (--shared)')
@@ -30,6 +30,8 @@ class Reason(IntEnum):
     STRANDED = 44
     PARTIAL = 45
     UNTRAPPED = 46
+    SWAPPED = 47
+    TARGET_GONE = 48
 
     @property
     def sentence(self) -> str:
@@ -48,10 +50,12 @@ _SENTENCES = {
     Reason.UNTOUCHED: "nobody touched it before the deadline",
     Reason.UNMAPPED: "unmapped by the program",
     Reason.DISCARDED: "discarded by the program (MADV_DONTNEED)",
-    Reason.REMAPPED: "its mapping moved to another address (mremap) before it was touched; migrate again",
+    Reason.REMAPPED: "its mapping changed before it was touched (mremap, or an unmapping that failed); migrate again",
     Reason.UNSUITABLE: "the kernel does not migrate pages of this mapping, or not by the mechanism asked for",
     Reason.STRANDED: "could not be put back after its mapping changed; its contents are kept in Migration.shadow",
     Reason.PARTIAL: "the array covers only a part of it; `move` takes such pages along",
+    Reason.SWAPPED: "in swap; comes back to the node of the thread that touches it",
+    Reason.TARGET_GONE: "the target node may not be used any more (its cpuset, or it went offline)",
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
 }
 

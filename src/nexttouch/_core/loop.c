@@ -1,0 +1,180 @@
+/* What a pager's thread does: it arms, serves, moves, sweeps, and ends. What happens to a page is the mechanisms' business. */
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/prctl.h>
+
+#include "internal.h"
+
+/* Arm the next batch, of one run or of several; whether the last one is done. */
+static bool arm_batch(struct nt_pager *pager)
+{
+	uint64_t began = now_ns(), armed = 0;
+	int again = 0;
+	while (armed < ARM_PAGES && !again && pager->arm_segment < pager->segments_count) {
+		const struct segment *segment = &pager->segments[pager->arm_segment];
+		uint64_t limit = lesser(pager->arm_page + ARM_PAGES, segment->pages);
+		uint64_t claimed = claim(pager, segment, pager->arm_page, limit, NT_PLANNED);
+		again = claimed ? pager->mechanism->arm(pager, (struct pages){segment, pager->arm_page, claimed}) : 0;
+		if (again)
+			break; /* what was not armed is planned again, and claimed again from the same place */
+		armed += claimed;
+		pager->arm_page += claimed ? claimed : 1;
+		if (pager->arm_page >= segment->pages) {
+			pager->arm_segment++;
+			pager->arm_page = 0;
+		}
+	}
+	count(&pager->counts.arm_ns, now_ns() - began);
+	return pager->arm_segment == pager->segments_count;
+}
+
+/* The next run of armed pages at the sweep's place, claimed; a second round finds what was armed again behind it. */
+static struct pages claim_swept(struct nt_pager *pager)
+{
+	for (size_t round = 0; round <= pager->segments_count; round++) {
+		const struct segment *segment = &pager->segments[pager->sweep_segment];
+		uint64_t chunk = segment->unit > SWEEP_PAGES ? segment->unit : SWEEP_PAGES;
+		while (pager->sweep_page < segment->pages && state_of(pager, segment, pager->sweep_page) != NT_ARMED)
+			pager->sweep_page++;
+		uint64_t limit = pager->sweep_page + chunk < segment->pages ? pager->sweep_page + chunk : segment->pages;
+		uint64_t claimed = claim(pager, segment, pager->sweep_page, limit, NT_ARMED);
+		if (claimed)
+			return (struct pages){segment, pager->sweep_page, claimed};
+		pager->sweep_segment = (pager->sweep_segment + 1) % pager->segments_count;
+		pager->sweep_page = 0;
+	}
+	return (struct pages){pager->segments, 0, 0};
+}
+
+static void sweep(struct nt_pager *pager, bool late)
+{
+	uint64_t began = now_ns();
+	struct pages run = claim_swept(pager);
+	if (!run.count)
+		return;
+	count(&pager->counts.sweeps, 1);
+	bool moves = pager->options.nodes_count;
+	int again = moves ? return_run(pager, run, -1, NT_DUE_SWEEP) : give_back(pager, run, NT_UNTOUCHED);
+	if (!again)
+		pager->sweep_page += run.count;
+	while (move_due(pager)) /* what faults have made due meanwhile, too */
+		;
+	uint64_t ended = now_ns();
+	pace_step(&pager->pace, began, ended, late ? 0 : (double)(run.count * pager->page_size) / pager->options.rate);
+	count(&pager->counts.sweep_ns, ended - began);
+}
+
+/* Finish what is in its place, as `reason`: no thread waits for it. */
+static void drop_in_place(struct nt_pager *pager, uint8_t state, uint8_t reason)
+{
+	const struct segment *last = &pager->segments[pager->segments_count - 1];
+	uint64_t at = 0, end = last->start + last->pages * pager->page_size;
+	struct pages run;
+	while (next_run(pager, &at, end, state, &run))
+		finish(pager, run, reason);
+}
+
+/* Give back every page that is armed, and finish those that are to be; false when an event has to be read first. */
+static bool disarm_all(struct nt_pager *pager, uint8_t reason)
+{
+	const struct segment *last = &pager->segments[pager->segments_count - 1];
+	uint64_t at = 0, end = last->start + last->pages * pager->page_size;
+	struct pages run;
+	drop_in_place(pager, NT_PLANNED, reason);
+	while (next_run(pager, &at, end, NT_ARMED, &run)) {
+		uint64_t most = run.segment->unit > ARM_PAGES ? run.segment->unit : ARM_PAGES;
+		uint64_t claimed = claim(pager, run.segment, run.first, run.first + lesser(run.count, most), NT_ARMED);
+		at = address_of(pager, run.segment, run.first + (claimed ? claimed : 1));
+		if (claimed && give_back(pager, part(run, 0, claimed), reason))
+			return false;
+	}
+	return true;
+}
+
+void set_phase(struct nt_pager *pager, enum nt_phase phase)
+{
+	futex_set(&pager->phase, phase);
+}
+
+/*
+ * Wait for a message, a request, the end of the process, or `until`, and handle the messages. While something could not be
+ * put back, as it is changing, that is tried again at once. False when the process has ended.
+ */
+static bool wait_for_work(struct nt_pager *pager, uint64_t until)
+{
+	struct pollfd files[] = {{.fd = pager->ready_fd, .events = POLLIN},
+				 {.fd = pager->wake_fd, .events = POLLIN},
+				 {.fd = pager->options.alive_fd, .events = POLLIN}};
+	uint64_t now = now_ns(), pause = until > now && !pager->unsettled ? until - now : 0;
+	struct timespec timeout = {.tv_sec = (time_t)(pause / 1000000000u), .tv_nsec = (long)(pause % 1000000000u)};
+	int ready = ppoll(files, 3, until == UINT64_MAX && !pager->unsettled ? NULL : &timeout, NULL);
+	if (pager->unsettled)
+		sched_yield();
+	if (pager->unsettled || (ready > 0 && files[0].revents))
+		pager->unsettled = !handle_messages(pager);
+	uint64_t ignored;
+	if (ready > 0 && files[1].revents && read(pager->wake_fd, &ignored, sizeof ignored) < 0)
+		return true;
+	return !(ready > 0 && files[2].revents);
+}
+
+/* Why everything is to be given back; 0 if it is not. */
+static uint8_t end_reason(const struct nt_pager *pager)
+{
+	switch (atomic_load(&pager->request)) {
+	case NT_CANCEL:
+		return NT_CANCELLED;
+	case NT_FORK:
+		return NT_FORKED;
+	default:
+		return pager->all_full ? NT_TARGET_FULL : 0;
+	}
+}
+
+static void begin_serving(struct nt_pager *pager)
+{
+	double rate = pager->options.nodes_count ? pager->options.rate : 0;
+	pace_begin(&pager->pace, now_ns(), rate, pager->options.deadline);
+	set_phase(pager, NT_SERVING);
+}
+
+/* One round: messages first, then some of what is due, then arming, the end, or the sweep. Whether to go on. */
+static bool take_round(struct nt_pager *pager, bool *armed)
+{
+	uint8_t reason = end_reason(pager);
+	bool busy = atomic_load(&pager->any_due) || !*armed || reason;
+	if (!wait_for_work(pager, busy ? 0 : pace_next(&pager->pace)) || pager->gone)
+		return false;
+	move_due(pager);
+	if (reason && disarm_all(pager, reason))
+		*armed = true; /* all that will be */
+	else if (!reason && !*armed && (*armed = arm_batch(pager)))
+		begin_serving(pager);
+	else if (!reason && *armed && now_ns() >= pace_next(&pager->pace))
+		sweep(pager, now_ns() >= pager->pace.deadline);
+	return !*armed || atomic_load(&pager->unfinished);
+}
+
+void *run_pager(void *argument)
+{
+	static const uint8_t in_place[] = {NT_DUE_FAULT, NT_DUE_SWEEP};
+	struct nt_pager *pager = argument;
+	bool armed = false;
+	futex_wait_at_least(&pager->start_signal, NT_START_BEGIN, NULL);
+	if (atomic_load(&pager->start_signal) == NT_START_END)
+		return NULL;
+	prctl(PR_SET_NAME, "nexttouch");
+	while (take_round(pager, &armed))
+		;
+	if (atomic_load(&pager->unfinished)) { /* the process is gone */
+		disarm_all(pager, NT_UNMAPPED);
+		for (size_t number = 0; number < sizeof in_place; number++)
+			drop_in_place(pager, in_place[number], NT_UNMAPPED);
+	}
+	shut_gate(pager);
+	dismantle(pager);
+	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: whoever asks after it is to hear that */
+	process_leave(pager);
+	return NULL;
+}
