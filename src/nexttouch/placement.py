@@ -26,6 +26,7 @@ from .errors import FeatureMissing, InvalidArgument
 from .linux import mempolicy, pagemap, procfs
 from .linux import nodes as sysfs
 from .linux.pagemap import Category
+from .linux.process import Process, find_process
 from .linux.syscall import PAGE_SIZE
 from .quantities import format_count, format_size
 
@@ -36,7 +37,6 @@ __all__ = [
     "mapped_often",
     "nodes_of",
     "populated",
-    "process_id",
     "span",
     "where",
 ]
@@ -156,9 +156,9 @@ def where(x: object) -> Placement:
         FeatureMissing: a container's seccomp filter forbids move_pages(2), by which the kernel is asked.
     """
     if isinstance(x, int | np.generic):
-        return _placement(process_id(x), 0, _ADDRESSES)
+        return _placement(find_process(x, argument="x"), 0, _ADDRESSES)
     start, end = span(x)
-    return _placement(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return _placement(Process(0, 0), start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 
 
 def span(x: object, *, argument: str = "x") -> tuple[int, int]:
@@ -221,17 +221,6 @@ def mapped_often(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return often
 
 
-def process_id(x: int | np.generic) -> int:
-    """Return `x` as a process id.
-
-    Raises:
-        InvalidArgument: it is no positive integer.
-    """
-    if isinstance(x, bool) or not isinstance(x, int | np.integer) or x <= 0:
-        raise InvalidArgument("x", f"is {x!r}, but a process id is a positive integer")
-    return int(x)
-
-
 def _as_array(x: object, argument: str) -> NDArray[Any]:
     try:
         return np.asarray(memoryview(cast(bytes, x)))
@@ -241,8 +230,8 @@ def _as_array(x: object, argument: str) -> NDArray[Any]:
         ) from None
 
 
-def _placement(pid: int, start: int, end: int) -> Placement:
-    thread = procfs.with_memory(pid)
+def _placement(process: Process, start: int, end: int) -> Placement:
+    thread = process.thread
     mappings = [mapping for mapping in procfs.mappings(thread) if mapping.start < end and mapping.end > start]
     bounds = np.array([(max(m.start, start), min(m.end, end)) for m in mappings], dtype=np.uint64).reshape(-1, 2)
     tally = _tally(thread, bounds)
@@ -250,7 +239,7 @@ def _placement(pid: int, start: int, end: int) -> Placement:
         MappingPlacement(mapping, first, last, tally.counts(row, (last - first) // PAGE_SIZE, mapping.kind.movable))
         for row, (mapping, (first, last)) in enumerate(zip(mappings, bounds.tolist(), strict=True))
     )
-    return Placement(pid or os.getpid(), _total([part.counts for part in parts]), parts)
+    return Placement(process.pid or os.getpid(), _total([part.counts for part in parts]), parts)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from ..errors import KernelError, NoSuchProcess, NotPermitted
+from ..errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
+from .mounts import no_proc
 from .nodes import parse_list
 from .syscall import PAGE_SIZE, read_file
 
@@ -243,8 +244,10 @@ def directory(pid: int) -> Path:
     return Path("/proc", str(pid) if pid else "self")
 
 
-def access_error(pid: int, error: OSError) -> NoSuchProcess | NotPermitted | KernelError:
+def access_error(pid: int, error: OSError) -> FeatureMissing | NoSuchProcess | NotPermitted | KernelError:
     """Make the typed error for `error`, which an access to a file of process `pid` in /proc has raised."""
+    if isinstance(error, FileNotFoundError) and not pid:
+        return no_proc()
     if isinstance(error, FileNotFoundError | ProcessLookupError):
         return NoSuchProcess(pid) if isinstance(error, FileNotFoundError) else _ended(pid)
     if isinstance(error, PermissionError):
@@ -346,7 +349,7 @@ def _file_kinds(pid: int) -> dict[int, Kind]:
     kinds = dict(_kernel_mounts())
     try:
         lines = _text(pid, "mountinfo").split("\n")
-    except (NoSuchProcess, NotPermitted, KernelError):
+    except (FeatureMissing, NoSuchProcess, NotPermitted, KernelError):
         return kinds  # a zombie has no mounts; what follows will say so
     for line in lines:
         before, _, after = line.partition(" - ")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..linux import mempolicy, procfs
+from ..linux.process import find_process
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
@@ -145,7 +146,7 @@ def _pages_of(x: object) -> tuple[int, Pages]:
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
         return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
-    pid = procfs.with_memory(placement.process_id(x))
+    pid = find_process(x, argument="x").thread
     return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
 
 

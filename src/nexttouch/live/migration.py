@@ -16,7 +16,6 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -25,6 +24,7 @@ import numpy as np
 from .. import _core
 from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess
 from ..linux import pagemap
+from ..linux.mounts import check_proc
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import topology
@@ -409,15 +409,10 @@ _live: set[Migration] = set()
 # The thread of the pager looks up in /proc on which CPU that of a fault was last.
 def _check_threads_can_be_found() -> None:
     try:
-        here = Path("/proc/self").readlink().name
-    except OSError:
-        here = ""
-    if here != str(os.getpid()):
-        raise FeatureMissing(
-            "the node of a thread that touches",
-            "/proc is not of the pid namespace that this process is in",
-            "mount it (unshare --mount-proc), or use service='inline' for private anonymous memory",
-        )
+        check_proc()
+    except FeatureMissing as error:
+        remedy = f"{error.remedy}, or use service='inline' for private anonymous memory"
+        raise FeatureMissing("the node of a thread that touches", error.reason, remedy) from None
 
 
 def _start_error(error: OSError, service: Service) -> NexttouchError:
