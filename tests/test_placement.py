@@ -21,9 +21,8 @@ import nexttouch as nt
 from nexttouch.errors import InvalidArgument, NoSuchProcess, NotPermitted
 from nexttouch.linux import mempolicy, nodes, pagemap, procfs
 from nexttouch.linux.mempolicy import Mode
-from nexttouch.linux.pagemap import Category
 from nexttouch.linux.syscall import PAGE_SIZE
-from nexttouch.placement import Counts, Placement, nodes_of, populated, span, where
+from nexttouch.placement import Counts, Placement, span, where
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 NORESERVE = 0x4000
@@ -291,7 +290,6 @@ def test_sparse_memory_of_a_hundred_million_pages() -> None:
     touched = range(0, 10**8, 99_991)  # 1,001 pages: more than the kernel's own buffer of runs holds
     memory.write(*touched)
     assert where(memory.array).total == counts(10**8, by_node={NODE: len(touched)}, holes=10**8 - len(touched))
-    assert populated(0, memory.start, memory.end)[:, 0].tolist() == memory.pages(*touched)
 
 
 def test_more_pages_than_one_batch() -> None:
@@ -419,9 +417,8 @@ def test_processes_that_are_not_there() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    for function in (where, lambda pid: populated(pid, 0, HUGE), lambda pid: nodes_of(pid, np.zeros(1, np.uint64))):
-        with pytest.raises(NoSuchProcess):
-            function(child)
+    with pytest.raises(NoSuchProcess):
+        where(child)
     os.waitpid(child, 0)
 
 
@@ -474,63 +471,20 @@ def test_a_daemon_that_has_changed_its_user() -> None:
     assert said.endswith("call prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE1")
 
 
-def test_populated() -> None:
-    memory = Memory(12)
-    memory.write(1, 2, 3, 5, 8, 11)
-    memory.read(4, 9)
-    runs = populated(0, memory.start, memory.end)
-    assert runs.dtype == np.uint64
-    assert runs.tolist() == [memory.pages(*run) for run in ((1, 4), (5, 6), (8, 9), (11, 12))]
-    assert populated(os.getpid(), *memory.pages(2, 9)).tolist() == [memory.pages(*r) for r in ((2, 4), (5, 6), (8, 9))]
-    assert populated(0, memory.start, memory.start).shape == (0, 2)
-    assert populated(0, *memory.pages(6, 8)).shape == (0, 2)
-
-
 def test_the_way_of_old_kernels_agrees_with_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(4)
     memory = Memory(2000)
     for page in range(2000):
         touch_or_not(chance, memory, page)
-    scanned = populated(0, memory.start, memory.end)
     total = where(memory.array).total
 
     def missing(*_: object, **__: object) -> None:
         raise nt.FeatureMissing("PAGEMAP_SCAN", "", "")
 
     monkeypatch.setattr(pagemap, "scan", missing)
-    with forked():  # pages that are shared look like the zero page to pagemap
-        assert np.array_equal(populated(0, memory.start, memory.end), scanned)
     old = where(memory.array).total
     assert old.to_dict() == total.to_dict() | {"huge": None}
     assert where(b"x").total.huge is None
-
-
-def test_the_way_of_old_kernels_over_several_batches() -> None:
-    memory = Memory(600_000)
-    memory.write(0, 262_143, 262_144, 599_999)
-    from nexttouch import placement
-
-    runs = placement._runs_by_entries(0, memory.start, memory.end)
-    assert runs.tolist() == [
-        (*memory.pages(*run), Category.PRESENT) for run in ((0, 1), (262_143, 262_145), (599_999, 600_000))
-    ]
-
-
-def test_nodes_of() -> None:
-    memory = Memory(4)
-    memory.write(0, 3)
-    memory.read(1)
-    status = nodes_of(0, np.array(memory.pages(3, 2, 1, 0), dtype=np.uint64))
-    assert status.dtype == np.int32
-    assert status.tolist() == [NODE, -errno.ENOENT, -errno.EFAULT, NODE]
-    assert nodes_of(0, np.empty(0, dtype=np.uint64)).tolist() == []
-
-
-def test_nodes_of_more_pages_than_one_batch() -> None:
-    memory = Memory(3)
-    memory.write(0)
-    addresses = np.repeat(np.array(memory.pages(0, 1), dtype=np.uint64), 200_000)
-    assert nodes_of(os.getpid(), addresses).tolist() == [NODE] * 200_000 + [-errno.ENOENT] * 200_000
 
 
 def test_json_has_its_documented_keys() -> None:

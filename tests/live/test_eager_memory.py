@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import sys
 import threading
@@ -13,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.holders import in_a_pipe, while_a_child_shares
-from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads
+from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads, settled
 from support.nodes import cpuset, filled
+from support.swap import page_out
 
 import nexttouch as nt
 from nexttouch import Reason
+from nexttouch.live.migration import Migration, Options
+from nexttouch.live.plan import make_plan
 
 # ---- memory of this machine ----
 
@@ -264,4 +268,42 @@ def test_nodes_that_are_full() -> None:
             assert set(result.left) == {Reason.TARGET_FULL}
             assert result.left[Reason.TARGET_FULL] == on_nodes(memory)[0]
             assert on_nodes(memory).get(1, 0) == room  # all that is for another node has moved
+        memory.check()
+
+
+# ---- pages in swap ----
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_pages_in_swap_are_counted_and_stay(swap: None, dry_run: bool) -> None:
+    with Memory(60) as memory:
+        memory.bind(0)
+        page_out(memory, 10, 20)
+        result = nt.move(memory.words, 0, dry_run=dry_run)
+        assert (result.pages, result.left) == (60, {Reason.AT_HOME: 40, Reason.SWAPPED: 20})
+        assert nt.where(memory.words).total.swapped == 20
+        memory.check()
+
+
+def test_pages_that_a_lazy_move_finds_in_swap(swap: None) -> None:
+    with Memory(60) as memory:
+        page_out(memory, 10, 20)
+        with nt.lazy(memory.words, 0, always=True) as migration:
+            pass
+        assert migration.stats.left == {Reason.SWAPPED: 20}
+        assert settled(migration.stats, 60)
+        memory.check()
+
+
+def test_pages_that_go_to_swap_before_their_turn(swap: None) -> None:
+    with Memory(60) as memory:
+        span = [(memory.address, memory.at(60))]
+        plan = make_plan(0, span, (0,), mechanism="write_protect", always=True)
+        page_out(memory, 10, 20)
+        memory.advise(mmap.MADV_DONTNEED, 50, 2)
+        with Migration(plan, Options()) as migration:
+            pass
+        assert migration.stats.left == {Reason.SWAPPED: 20, Reason.ABSENT: 2}
+        assert settled(migration.stats, 60)
+        memory.part(50, 2)[:] = memory.expected.reshape(60, WORDS)[50:52].ravel()
         memory.check()

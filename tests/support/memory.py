@@ -35,6 +35,7 @@ __all__ = [
     "WORDS",
     "Memory",
     "accounted",
+    "checked",
     "in_child",
     "libc",
     "more_hugetlb",

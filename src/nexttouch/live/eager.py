@@ -25,7 +25,7 @@ from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
-from .pages import Pages, find, find_each
+from .pages import Pages, explained, find, find_each, reasons
 from .reason import Reason, keyed
 
 __all__ = ["MoveResult", "Progress", "move", "move_pages"]
@@ -41,20 +41,13 @@ _ATTEMPTS = 3
 # Statuses after which a page may be anywhere: the call did not come to it, or not in time.
 _UNDECIDED = (mempolicy.UNWRITTEN, -errno.EBUSY, -errno.EAGAIN)
 
-_REASONS = {
-    errno.EACCES: Reason.SHARED,
-    errno.EBUSY: Reason.BUSY,
-    errno.ENOENT: Reason.ABSENT,
-    errno.ENOMEM: Reason.TARGET_FULL,
-}
-
 
 @dataclass(slots=True)
 class MoveResult:
     """What an eager move did.
 
     Attributes:
-        pages: pages looked at: all that were present.
+        pages: pages looked at: all that were present or in swap.
         moved: those that were moved (with dry_run: that would be).
         left: of the others, how many for which reason.
         by_node: pages on each node afterwards, asked of the kernel again.
@@ -174,7 +167,7 @@ def move_pages(
     result = MoveResult(pages=pages.count, dry_run=dry_run)
     present = pages.nodes >= 0
     result.left[Reason.AT_HOME] = int(pages.units[present & (pages.nodes == wanted)].sum())
-    _count_errors(result.left, pages.nodes[~present], pages.units[~present])
+    result.left.update(reasons(pages.nodes[~present], pages.units[~present]))
     todo = present & (pages.nodes != wanted)
     if dry_run:
         shared = placement.mapped_often(pid, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
@@ -192,11 +185,6 @@ def _wanted(pages: Pages, targets: tuple[int, ...]) -> NDArray[np.int32]:
     turns = pages.addresses // (pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)) % np.uint64(len(targets))
     wanted = np.array(targets, dtype=np.int32)[turns.astype(np.intp)]
     return np.where(np.isin(pages.nodes, targets), pages.nodes, wanted).astype(np.int32)
-
-
-def _count_errors(left: Counter[Reason], status: NDArray[np.int32], units: NDArray[np.uint32]) -> None:
-    for code in np.unique(status):
-        left[_REASONS.get(-int(code), Reason.UNSUITABLE)] += int(units[status == code].sum())
 
 
 # The positions `chosen`, grouped by size and target node.
@@ -279,5 +267,6 @@ class _Mover:
             status[undone] = placement.nodes_of(self.pid, addresses[undone])
         undone &= (status >= 0) & (status != wanted)
         self.result.moved += int(units[status == wanted].sum())
-        _count_errors(self.result.left, status[status < 0], units[status < 0])
+        lost = status < 0
+        self.result.left.update(reasons(explained(self.pid, addresses[lost], status[lost]), units[lost]))
         return took, undone, full

@@ -29,7 +29,7 @@ from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
 from ..linux.userfaultfd import Feature, available_features
 from .descriptor import TAKEN
-from .pages import Pages, find, find_each
+from .pages import Pages, find, find_each, reasons
 from .reason import Reason
 
 __all__ = ["Mechanism", "Part", "Plan", "make_plan"]
@@ -189,10 +189,12 @@ def _stay(
     if not always or way == "eager":
         for node in targets:
             home |= pages.nodes == node
+    absent = pages.nodes < 0
     left[Reason.AT_HOME] += int(pages.units[home].sum())
-    rest = pages.units[~home] if way is None else pages.units[pages.nodes < 0]
-    left[Reason.UNSUITABLE] += int(rest.sum())
-    stay: NDArray[np.bool_] = home | (pages.nodes < 0)
+    left.update(reasons(pages.nodes[absent], pages.units[absent]))
+    if way is None:
+        left[Reason.UNSUITABLE] += int(pages.units[~home & ~absent].sum())
+    stay: NDArray[np.bool_] = home | absent
     return stay
 
 

@@ -30,6 +30,8 @@ class Reason(IntEnum):
     STRANDED = 44
     PARTIAL = 45
     UNTRAPPED = 46
+    SWAPPED = 47
+    NOT_MAPPED = 48
 
     @property
     def sentence(self) -> str:
@@ -53,6 +55,8 @@ _SENTENCES = {
     Reason.STRANDED: "could not be put back after its mapping changed; its contents are kept in Migration.shadow",
     Reason.PARTIAL: "the array covers only a part of it; `move` takes such pages along",
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
+    Reason.SWAPPED: "in swap, thus on no node; comes back where its policy says, or on the node of its next toucher",
+    Reason.NOT_MAPPED: "in memory, but not touched by this process, so it has no entry here; touch it, then move it",
 }
 
 
