@@ -188,7 +188,7 @@ def test_kind_by_name_of_what_a_test_cannot_map(path: str, kind: Kind) -> None:
 
 
 def test_what_can_move() -> None:
-    assert {kind for kind in Kind if not kind.movable} == {Kind.DEVICE, Kind.SPECIAL}
+    assert {kind for kind in Kind if not kind.movable} == {Kind.DEVICE, Kind.SECRET, Kind.SPECIAL}
 
 
 def test_smaps_of_locked_memory() -> None:

@@ -58,12 +58,13 @@ class Kind(StrEnum):
     SHMEM = "shmem"
     HUGETLB = "hugetlb"
     DEVICE = "device"
+    SECRET = "secret"
     SPECIAL = "special"
 
     @property
     def movable(self) -> bool:
-        """False for memory of drivers and of the kernel itself (vdso, vvar), which has no page to migrate."""
-        return self not in {Kind.DEVICE, Kind.SPECIAL}
+        """False for what the kernel never migrates: memory of drivers, of its own (vdso, vvar), and memfd_secret(2)."""
+        return self not in {Kind.DEVICE, Kind.SECRET, Kind.SPECIAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +140,21 @@ class Status:
     mems_allowed: tuple[int, ...]
 
 
-def mappings(pid: int = 0) -> list[Mapping]:
-    """Return the mappings of process `pid`, by ascending address.
+def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
+    """Return the mappings of process `pid` that overlap [start, end), by ascending address.
 
     Raises:
         NoSuchProcess: also for a zombie, which has no memory any more.
         NotPermitted: see the head of the module; also for a kernel thread, which has no memory of its own.
     """
-    kinds = _file_kinds(pid)
-    return [_mapping(line, kinds) for line in _lines(pid, "maps")]
+    kinds, found = _file_kinds(pid), []
+    for line in _lines(pid, "maps"):
+        low, high = _bounds(line)
+        if low >= end:
+            break
+        if start < high:
+            found.append(_mapping(line, kinds))
+    return found
 
 
 def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
@@ -161,7 +168,7 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
     kinds, found = _file_kinds(pid), []
     lines = _lines(pid, "smaps")
     for head in lines:
-        low, high = (int(word, 16) for word in head.split(" ", 1)[0].split("-"))
+        low, high = _bounds(head)
         if low >= end:
             break
         fields: dict[str, str] = {}
@@ -307,14 +314,17 @@ def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:
     return _ended(pid)
 
 
+def _bounds(line: str) -> tuple[int, int]:
+    start, _, end = line.partition(" ")[0].partition("-")
+    return int(start, 16), int(end, 16)
+
+
 def _mapping(line: str, kinds: dict[int, Kind]) -> Mapping:
-    addresses, access, offset, device, inode, *path = line.split(None, 5)
-    start, _, end = addresses.partition("-")
+    _, access, offset, device, inode, *path = line.split(None, 5)
     major, _, minor = device.partition(":")
     number, name = os.makedev(int(major, 16), int(minor, 16)), path[0] if path else ""
     return Mapping(
-        int(start, 16),
-        int(end, 16),
+        *_bounds(line),
         access[0] == "r",
         access[1] == "w",
         access[2] == "x",
@@ -329,7 +339,7 @@ def _mapping(line: str, kinds: dict[int, Kind]) -> Mapping:
 
 def _kind(path: str, device: int, kinds: dict[int, Kind]) -> Kind:
     if path.startswith("/") and not _DEVICE.match(path):
-        return kinds.get(device, Kind.FILE)
+        return kinds.get(device) or _UNMOUNTED.get(path.removesuffix(" (deleted)"), Kind.FILE)
     if not path or path.startswith("[anon:") or path == "/dev/zero":
         return Kind.ANONYMOUS
     return _NAMED.get(path.partition(":")[0]) or (Kind.SPECIAL if path.startswith("[") else Kind.DEVICE)
@@ -338,11 +348,13 @@ def _kind(path: str, device: int, kinds: dict[int, Kind]) -> Kind:
 # A driver's file: below /dev, except shared memory and huge pages that are mounted there. "/dev/zero (deleted)" is what
 # the kernel calls shared anonymous memory. Files without a folder ("anon_inode:[perf_event]") are drivers' too.
 _DEVICE = re.compile(r"/dev/(?!shm/|hugepages|zero \(deleted\))|/dmabuf:")
+# Files of the kernel's own file systems that are mounted nowhere: elsewhere these are names like any other.
+_UNMOUNTED = {"/secretmem": Kind.SECRET, "/[kvm-gmem]": Kind.DEVICE}
 _NAMED = {"[heap]": Kind.HEAP, "[stack]": Kind.STACK, "[stack": Kind.STACK, "[anon_shmem": Kind.SHMEM}
 
 
 def _file_kinds(pid: int) -> dict[int, Kind]:
-    """Kind by device, for the file systems that live in memory: the kernel's own mounts and those the process sees.
+    """Kind by device, for the kernel's own file systems in memory and for all that the process sees mounted.
 
     /proc/PID/maps does not say what a file is, and names do not either: a memfd can be of huge pages.
     """
@@ -353,14 +365,17 @@ def _file_kinds(pid: int) -> dict[int, Kind]:
         return kinds  # a zombie has no mounts; what follows will say so
     for line in lines:
         before, _, after = line.partition(" - ")
-        kind = _IN_MEMORY.get(after.partition(" ")[0])
-        if kind:
+        if after:
             major, _, minor = before.split(" ")[2].partition(":")
-            kinds[os.makedev(int(major), int(minor))] = kind
+            kinds[os.makedev(int(major), int(minor))] = _OF_SYSTEMS.get(after.partition(" ")[0], Kind.FILE)
     return kinds
 
 
-_IN_MEMORY = {"tmpfs": Kind.SHMEM, "devtmpfs": Kind.SHMEM, "hugetlbfs": Kind.HUGETLB}
+# What of these can be mapped at all is memory of devices or of the kernel: a card's registers, a trace's buffer.
+_OF_THE_KERNEL = ("sysfs", "proc", "tracefs", "debugfs", "selinuxfs", "resctrl", "bpf", "configfs", "binder")
+_OF_SYSTEMS = {"tmpfs": Kind.SHMEM, "devtmpfs": Kind.SHMEM, "hugetlbfs": Kind.HUGETLB} | dict.fromkeys(
+    _OF_THE_KERNEL, Kind.DEVICE
+)
 
 
 @cache

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from .. import placement
 from ..errors import InvalidArgument, KernelError
-from ..linux import mempolicy, procfs
+from ..linux import mempolicy
 from ..linux.process import find_process
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
-from .pages import Pages, explained, find, find_each, reasons
+from .pages import Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
 
 __all__ = ["MoveResult", "Progress", "move", "move_pages"]
@@ -118,7 +118,7 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, pages = _pages_of(x)
+    pid, pages, fixed = _pages_of(x)
     targets = check_target(targets, pid=pid)
     flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
     if shared:  # whether it may is known without a page
@@ -126,29 +126,29 @@ def move(
     result = move_pages(
         pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
     )
-    if dry_run:
-        result.by_node = pages.by_node()
-    else:
-        result.by_node = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses)).by_node()
+    _count_fixed(result, fixed, targets)
+    if not dry_run:
+        pages = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses))
+    result.by_node = Pages.joined([pages, fixed]).by_node()
     result.seconds = time.monotonic() - began
     return result
 
 
-def _pages_of(x: object) -> tuple[int, Pages]:
+def _pages_of(x: object) -> tuple[int, Pages, Pages]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
-        return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+        return 0, *find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
     pid = find_process(x, argument="x").thread
-    return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
+    return pid, *find_mapped(pid)
 
 
-# The mappings of a process and the size of their pages, which only smaps knows, and it costs a walk of all of them.
-def _units(pid: int) -> list[tuple[procfs.Mapping, int]]:
-    mappings = [mapping for mapping in procfs.mappings(pid) if mapping.path != "[vsyscall]"]  # not in user space
-    if not any(mapping.kind is procfs.Kind.HUGETLB for mapping in mappings):
-        return [(mapping, 1) for mapping in mappings]
-    return [(smap.mapping, smap.kernel_page_size // PAGE_SIZE) for smap in procfs.smaps(pid)]
+def _count_fixed(result: MoveResult, fixed: Pages, targets: tuple[int, ...]) -> None:
+    result.pages += fixed.count
+    home = np.isin(fixed.nodes, targets)
+    result.left[Reason.AT_HOME] += int(fixed.units[home].sum())
+    result.left[Reason.UNSUITABLE] += int(fixed.units[~home].sum())
+    result.left = +result.left
 
 
 def move_pages(

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linux import pagemap
+from ..linux import pagemap, procfs
 from ..linux.occupied import nodes_of, occupied, words_at
 from ..linux.pagemap import Category
 from ..linux.syscall import PAGE_SIZE
 from .reason import Reason
 
-__all__ = ["HUGE_PAGES", "IN_SWAP", "Pages", "explained", "find", "find_each", "reasons"]
+__all__ = ["HUGE_PAGES", "IN_SWAP", "Pages", "explained", "find", "find_each", "find_mapped", "reasons"]
 
 IN_SWAP = -4096
 """Instead of a node: the page is in swap. No -errno: those end at -4095."""
@@ -93,6 +93,40 @@ def find(pid: int, start: int, end: int, *, unit: int = 1) -> Pages:
         NoSuchProcess, NotPermitted: about `pid`.
     """
     return find_each(pid, [(start, end, unit)])[0]
+
+
+def find_mapped(pid: int, start: int = 0, end: int = 1 << 64) -> tuple[Pages, Pages]:
+    """Find the pages in [start, end) of process `pid` by its mappings, as `find` does.
+
+    Returns those that the kernel can migrate, and those that it never does: of drivers, of its own, of memfd_secret(2).
+    A page of hugetlb that is covered in part is among them as a whole.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    mappings = [
+        mapping for mapping in procfs.mappings(pid, start, end) if mapping.path != "[vsyscall]"
+    ]  # no user space
+    unit = _units(pid, mappings)
+    pieces = [_piece(mapping, start, end, unit.get(mapping.start, 1)) for mapping in mappings]
+    each = find_each(pid, pieces)
+    movable = [pages for pages, mapping in zip(each, mappings, strict=True) if mapping.kind.movable]
+    fixed = [pages for pages, mapping in zip(each, mappings, strict=True) if not mapping.kind.movable]
+    return Pages.joined(movable), Pages.joined(fixed)
+
+
+# Pages that move together, by the start of the mapping: only smaps knows, and it costs a walk of all of them.
+def _units(pid: int, mappings: list[procfs.Mapping]) -> dict[int, int]:
+    huge = [mapping for mapping in mappings if mapping.kind is procfs.Kind.HUGETLB]
+    if not huge:
+        return {}
+    smaps = procfs.smaps(pid, huge[0].start, huge[-1].end)
+    return {smap.mapping.start: smap.kernel_page_size // PAGE_SIZE for smap in smaps}
+
+
+def _piece(mapping: procfs.Mapping, start: int, end: int, unit: int) -> tuple[int, int, int]:
+    size = unit * PAGE_SIZE
+    return max(mapping.start, start // size * size), min(mapping.end, -(-end // size) * size), unit
 
 
 def find_each(pid: int, pieces: Sequence[tuple[int, int, int]]) -> list[Pages]:
