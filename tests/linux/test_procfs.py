@@ -174,6 +174,9 @@ def test_kind_of_devices() -> None:
         ("[anon_shmem:pool]", Kind.SHMEM),
         ("[stack:77]", Kind.STACK),
         ("[uprobes]", Kind.SPECIAL),
+        ("/secretmem (deleted)", Kind.SECRET),
+        ("/[kvm-gmem] (deleted)", Kind.DEVICE),
+        ("/secretmem/of/mine", Kind.FILE),
         ("/usr/bin/python", Kind.FILE),
         ("/devices/x", Kind.FILE),
         ("/anon_hugepage (deleted)", Kind.HUGETLB),
@@ -185,6 +188,24 @@ def test_kind_by_name_of_what_a_test_cannot_map(path: str, kind: Kind) -> None:
     device = mounts.get(kind, 0) if path.endswith("(deleted)") else 0
     line = f"7f00-7f01 rw-p 00000000 {os.major(device):02x}:{os.minor(device):02x} 1 {path}"
     assert procfs._mapping(line, procfs._kernel_mounts()).kind is kind
+
+
+def test_a_file_of_that_name_is_a_file() -> None:
+    line = "7f00-7f01 rw-s 00000000 08:01 1 /secretmem (deleted)"
+    assert procfs._mapping(line, {os.makedev(8, 1): Kind.FILE}).kind is Kind.FILE
+
+
+def test_kind_of_what_lies_on_mounts() -> None:
+    kinds = procfs._file_kinds(0)
+    assert kinds[Path("/sys").stat().st_dev] is kinds[Path("/proc").stat().st_dev] is Kind.DEVICE
+    assert kinds[Path("/dev/shm").stat().st_dev] is Kind.SHMEM
+
+
+def test_mappings_of_a_range() -> None:
+    everything = procfs.mappings()
+    third, fourth = everything[3:5]
+    assert procfs.mappings(0, third.start, fourth.start + 1) == [third, fourth]
+    assert procfs.mappings(0, third.start, third.start) == []
 
 
 def test_what_can_move() -> None:

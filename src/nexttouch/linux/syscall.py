@@ -24,6 +24,8 @@ MACHINE: str = os.uname().machine
 _X86_64 = {
     "close": 3,
     "get_robust_list": 274,
+    "madvise": 28,
+    "mincore": 27,
     "mbind": 237,
     "set_mempolicy": 238,
     "get_mempolicy": 239,
@@ -38,6 +40,8 @@ _X86_64 = {
 _ARM64 = {
     "close": 57,
     "get_robust_list": 100,
+    "madvise": 233,
+    "mincore": 232,
     "mbind": 235,
     "get_mempolicy": 236,
     "set_mempolicy": 237,

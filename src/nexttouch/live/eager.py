@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..linux import mempolicy
+from ..linux.pagecache import map_cached, unmapped
 from ..linux.process import find_process
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
@@ -118,7 +119,7 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, pages, fixed = _pages_of(x)
+    pid, without, pages, fixed = _pages_of(x, dry_run)
     targets = check_target(targets, pid=pid)
     flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
     if shared:  # whether it may is known without a page
@@ -126,7 +127,7 @@ def move(
     result = move_pages(
         pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
     )
-    _count_fixed(result, fixed, targets)
+    _count_others(result, without, fixed, targets)
     if not dry_run:
         pages = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses))
     result.by_node = Pages.joined([pages, fixed]).by_node()
@@ -134,17 +135,20 @@ def move(
     return result
 
 
-def _pages_of(x: object) -> tuple[int, Pages, Pages]:
+# The process, and its pages: those without an entry, those that can move, and those that never do.
+def _pages_of(x: object, dry_run: bool) -> tuple[int, int, Pages, Pages]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
-        return 0, *find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+        without = unmapped(start, end) if dry_run else map_cached(start, end)
+        return 0, without, *find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
     pid = find_process(x, argument="x").thread
-    return pid, *find_mapped(pid)
+    return pid, 0, *find_mapped(pid)
 
 
-def _count_fixed(result: MoveResult, fixed: Pages, targets: tuple[int, ...]) -> None:
-    result.pages += fixed.count
+def _count_others(result: MoveResult, without: int, fixed: Pages, targets: tuple[int, ...]) -> None:
+    result.pages += fixed.count + without
+    result.left[Reason.NOT_MAPPED] += without
     home = np.isin(fixed.nodes, targets)
     result.left[Reason.AT_HOME] += int(fixed.units[home].sum())
     result.left[Reason.UNSUITABLE] += int(fixed.units[~home].sum())

@@ -1,4 +1,7 @@
-"""Which pages move where and by which mechanism, and which cannot move and why. Nothing here changes anything.
+"""Which pages move where and by which mechanism, and which cannot move and why.
+
+Nothing here changes anything, but for one thing: pages of this process's shared memory and files that are in memory
+get the entries here that they lack, since without an entry the kernel moves no page.
 
 A mapping gets the best mechanism that it allows:
 
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from ..errors import FeatureMissing, KernelError, TargetRefused
 from ..linux import mempolicy, procfs
 from ..linux.mempolicy import Mode
+from ..linux.pagecache import map_cached
 from ..linux.procfs import Kind, Smap
 from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
@@ -100,6 +104,8 @@ def make_plan(
         TargetRefused: somebody handles page faults of that other process.
     """
     plan = Plan(pid, targets)
+    if not pid:
+        _map(plan, spans or [])
     found: dict[tuple[Mechanism, bool], list[Pages]] = {}
     whole: list[tuple[int, int]] = []
     pieces = list(_pieces(plan, spans))
@@ -127,6 +133,13 @@ def make_plan(
             plan.parts.append(_part(way, staged, parts, always, whole))
     plan.left = +plan.left
     return plan
+
+
+def _map(plan: Plan, spans: list[tuple[int, int]]) -> None:
+    for start, end in spans:
+        without = map_cached(start, end)
+        plan.left[Reason.NOT_MAPPED] += without
+        plan.pages += without
 
 
 # Each mapping with the part [start, end) of it that is wanted, in whole pages of it.
