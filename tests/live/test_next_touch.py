@@ -333,7 +333,6 @@ def test_pages_that_another_process_maps_too_stay() -> None:
         ({"service": "fast"}, "service"),
         ({"mechanism": "eager"}, "mechanism"),
         ({"x": 4711}, "x"),
-        ({"x": b"read-only"}, "x"),
         ({"x": np.empty(0)}, "x"),
         ({"x": None}, "x"),
     ],
