@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from .linux.occupied import mapped_often, nodes_of, occupied
 from .linux.pagemap import Category
 from .linux.process import Process, find_process
 from .linux.syscall import PAGE_SIZE
+from .printable import printable
 from .quantities import format_count, format_size
 
 __all__ = [
@@ -103,8 +105,9 @@ class MappingPlacement:
     counts: Counts
 
     def to_dict(self) -> dict[str, Any]:
-        """Make a JSON object: `start`, `end`, `kind`, `path`, and the keys of `Counts.to_dict`."""
-        head = {"start": self.start, "end": self.end, "kind": self.mapping.kind.value, "path": self.mapping.path}
+        """Make a JSON object: `start`, `end`, `kind`, `path` (`printable`), and the keys of `Counts.to_dict`."""
+        path = printable(self.mapping.path)
+        head = {"start": self.start, "end": self.end, "kind": self.mapping.kind.value, "path": path}
         return head | self.counts.to_dict()
 
 
@@ -290,7 +293,8 @@ def _steps(pieces: _Pieces) -> NDArray[np.uint64]:
     # All of a huge page is on one node: one question is enough. The smallest size there is divides all others.
     sizes = [int(d.name[10:-2]) * 1024 for d in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB")]
     transparent = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-    sizes += [int(transparent.read_text())] if transparent.exists() else []
+    with suppress(OSError, ValueError):  # not in this kernel, or masked
+        sizes.append(int(transparent.read_text()))
     size = np.uint64(min(sizes, default=PAGE_SIZE))
     whole = (pieces.start % size == 0) & (pieces.end % size == 0) & (pieces.categories & Category.HUGE != 0)
     return np.where(whole, size, np.uint64(PAGE_SIZE))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..linux import procfs
 from ..linux.syscall import PAGE_SIZE
+from ..printable import printable
 from ..quantities import format_count, format_size
 from .paragraphs import Paragraphs
 
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_json(found, options.mappings)))
         return 0
-    print(f"process {found.pid} ({procfs.status(found.pid).name})\n{found}")
+    print(f"process {found.pid} ({printable(procfs.status(found.pid).name)})\n{found}")
     if options.mappings:
         print(f"\n{_mappings(found)}")
     return 0
@@ -91,7 +92,7 @@ def _row(part: MappingPlacement, nodes: list[int]) -> tuple[str, ...]:
     by_node = [counts.by_node.get(node, 0) for node in nodes]
     numbers = [*by_node, counts.unknown + counts.zero + counts.swapped, counts.huge or 0, counts.shared]
     sizes = [format_size(number * PAGE_SIZE) if number else "-" for number in numbers]
-    return (f"{part.start:x}-{part.end:x}", part.mapping.kind.value, *sizes, part.mapping.path)
+    return (f"{part.start:x}-{part.end:x}", part.mapping.kind.value, *sizes, printable(part.mapping.path))
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
+from .capabilities import SYS_PTRACE, capable
 from .mounts import no_proc
 from .nodes import parse_list
 from .syscall import PAGE_SIZE, read_file
@@ -44,7 +45,6 @@ _OF_ITS_OWN = (
     "it is protected from itself (not dumpable), as processes are that have changed their user; call "
     "prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE"
 )
-_CAP_SYS_PTRACE = 1 << 19  # include/uapi/linux/capability.h
 _PF_KTHREAD = 0x200000  # include/linux/sched.h
 
 
@@ -253,6 +253,9 @@ def directory(pid: int) -> Path:
 
 def access_error(pid: int, error: OSError) -> FeatureMissing | NoSuchProcess | NotPermitted | KernelError:
     """Make the typed error for `error`, which an access to a file of process `pid` in /proc has raised."""
+    if isinstance(error, FileNotFoundError) and directory(pid).exists():
+        remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR and CONFIG_NUMA"
+        return FeatureMissing(str(error.filename), "this kernel does not have it", remedy)
     if isinstance(error, FileNotFoundError) and not pid:
         return no_proc()
     if isinstance(error, FileNotFoundError | ProcessLookupError):
@@ -269,8 +272,7 @@ def not_permitted(pid: int) -> NotPermitted:
 
 def privilege() -> str:
     """What would let this process see the memory of others; or, if it has that, what else stands in the way."""
-    (capabilities,) = re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if int(capabilities, 16) & _CAP_SYS_PTRACE:
+    if capable(SYS_PTRACE):
         return "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
     return "run as root or with CAP_SYS_PTRACE"
 
@@ -414,7 +416,7 @@ def _kib(value: str | None) -> int:
 
 
 # "START POLICY [file=NAME|heap|stack] [huge] KEY=COUNT...": a policy may contain spaces ("prefer (many):0").
-_NUMA_LINE = re.compile(r"([0-9a-f]+) (.+?)(?: (?:file=\S*|heap|stack))?(?: huge)?((?: \w+=\d+)*) *")
+_NUMA_LINE = re.compile(r"([0-9a-f]+) (.+?)(?: (?:file=[^ ]*|heap|stack))?(?: huge)?((?: \w+=\d+)*) *")
 
 
 def _numa_map(line: str) -> NumaMap:

@@ -22,6 +22,7 @@ PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 MACHINE: str = os.uname().machine
 
 _X86_64 = {
+    "capget": 125,
     "close": 3,
     "get_robust_list": 274,
     "madvise": 28,
@@ -38,6 +39,7 @@ _X86_64 = {
     "pidfd_getfd": 438,
 }
 _ARM64 = {
+    "capget": 90,
     "close": 57,
     "get_robust_list": 100,
     "madvise": 233,
