@@ -13,8 +13,8 @@ def printable(text: str) -> str:
     So nothing in it moves the cursor, changes colours or the direction of what follows, or is no UTF-8. A backslash
     stays as it is, as in what the kernel escapes itself (a newline in a path is \012).
 
-    >>> printable("/tmp/caf\u00e9 \x1b[31m\udcff")
-    '/tmp/caf\u00e9 \\x1b[31m\\xff'
+    >>> print(printable("/tmp/\x1b[31mred\udcff"))
+    /tmp/\x1b[31mred\xff
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
