@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidArgument
 from .linux import procfs
-from .linux.occupied import mapped_often, nodes_of, occupied
+from .linux.occupied import mapped_often, nodes_of, occupied, shared_in_swap
 from .linux.pagemap import Category
 from .linux.process import Process, find_process
 from .linux.syscall import PAGE_SIZE
@@ -188,6 +188,8 @@ def _placement(process: Process, start: int, end: int) -> Placement:
     mappings = [mapping for mapping in procfs.mappings(thread) if mapping.start < end and mapping.end > start]
     bounds = np.array([(max(m.start, start), min(m.end, end)) for m in mappings], dtype=np.uint64).reshape(-1, 2)
     tally = _tally(thread, bounds)
+    if any(mapping.kind is procfs.Kind.SHMEM for mapping in mappings):
+        tally.swapped += shared_in_swap(thread, bounds)
     parts = tuple(
         MappingPlacement(mapping, first, last, tally.counts(row, (last - first) // PAGE_SIZE, mapping.kind.movable))
         for row, (mapping, (first, last)) in enumerate(zip(mappings, bounds.tolist(), strict=True))

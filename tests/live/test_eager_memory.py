@@ -20,6 +20,7 @@ from support.swap import page_out
 
 import nexttouch as nt
 from nexttouch import Reason
+from nexttouch.linux import pagecache
 from nexttouch.live.migration import Migration, Options
 from nexttouch.live.plan import make_plan
 
@@ -292,6 +293,39 @@ def test_pages_that_a_lazy_move_finds_in_swap(swap: None) -> None:
             pass
         assert migration.stats.left == {Reason.SWAPPED: 20}
         assert settled(migration.stats, 60)
+        memory.check()
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_shared_memory_in_swap_has_no_entries_and_is_counted(
+    swap: None, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells how much of a mapping is in swap; of a part of it, what does not fit into the rest."""
+    nothing = np.zeros(60, np.bool_)
+    monkeypatch.setattr(pagecache, "_in_memory", lambda start, pages: nothing[:pages])  # not in the swap cache either
+    with Memory(60, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory.bind(0)
+        page_out(memory, 0, 40, shared=True)
+        part, swapped = memory.part(first, 60 - first), 40 - first
+        assert nt.where(part).total.swapped == swapped
+        for dry_run in (True, False):
+            result = nt.move(part, 0, dry_run=dry_run)
+            assert (result.pages, result.left) == (20 + swapped, {Reason.AT_HOME: 20, Reason.SWAPPED: swapped})
+        with nt.lazy(part, 0) as migration:
+            pass
+        assert migration.stats.left == {Reason.AT_HOME: 20, Reason.SWAPPED: swapped}
+        memory.check()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_shared_memory_that_is_in_swap_and_in_memory_still_is_counted_once(swap: None, dry_run: bool) -> None:
+    with Memory(60, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory.bind(0)
+        page_out(memory, 0, 40, shared=True)
+        result = nt.move(memory.words, 0, dry_run=dry_run)
+        assert accounted(result)
+        assert (result.pages, result.moved) == (60, 0)
+        assert result.left[Reason.AT_HOME] >= 20
         memory.check()
 
 

@@ -224,7 +224,7 @@ def test_secret_memory_is_not_movable_and_that_is_known_at_once() -> None:
         address = array.ctypes.data
         assert [mapping.kind for mapping in procfs.mappings(0, address, address + 1)] == [procfs.Kind.SECRET]
         assert nt.where(array).total.unmovable == 8
-        movable, fixed = find_mapped(0, address, address + 8 * PAGE_SIZE)
+        movable, fixed, _ = find_mapped(0, address, address + 8 * PAGE_SIZE)
         assert (movable.count, fixed.count) == (0, 8)
         assert make_plan(0, [(address, address + 8 * PAGE_SIZE)], (), always=True).left == {nt.Reason.UNSUITABLE: 8}
 
@@ -241,7 +241,7 @@ def test_secret_memory_stays(dry_run: bool) -> None:
 
 def test_the_code_of_the_kernel_is_fixed() -> None:
     (vdso,) = (mapping for mapping in procfs.mappings() if mapping.path == "[vdso]")
-    movable, fixed = find_mapped(0, vdso.start, vdso.end)
+    movable, fixed, _ = find_mapped(0, vdso.start, vdso.end)
     assert (movable.count, fixed.count) == (0, find(0, vdso.start, vdso.end).count)
     everything = find_mapped(os.getpid())
     assert vdso.start in everything[1].addresses
@@ -251,7 +251,7 @@ def test_the_code_of_the_kernel_is_fixed() -> None:
 def test_only_what_is_asked_for_is_found() -> None:
     with Memory(20) as memory:
         memory.protect(mmap.PROT_READ, 5, 5)  # three mappings
-        movable, fixed = find_mapped(0, memory.at(3), memory.at(12))
+        movable, fixed, _ = find_mapped(0, memory.at(3), memory.at(12))
         assert movable.addresses.tolist() == [memory.at(page) for page in range(3, 12)]
         assert not len(fixed)
 
@@ -262,7 +262,7 @@ def test_a_page_of_hugetlb_that_is_covered_in_part() -> None:
             pytest.skip("the kernel has no huge pages of hugetlb")
         with Memory(2 * HUGE, fill=False, huge=True, flags=MAP_SHARED | MAP_ANONYMOUS | 0x40000) as memory:
             memory.words[:: HUGE * PAGE_SIZE // 8] = 1
-            movable, _ = find_mapped(0, memory.at(7), memory.at(9))
+            movable, _, _ = find_mapped(0, memory.at(7), memory.at(9))
             assert as_list(movable) == [(memory.at(0), HUGE, node_of(memory.at(0)))]
 
 

@@ -21,7 +21,16 @@ from . import mempolicy, pagemap, procfs
 from .pagemap import Category
 from .syscall import PAGE_SIZE
 
-__all__ = ["Occupied", "in_swap", "mapped_often", "nodes_of", "occupied", "words_at"]
+__all__ = [
+    "Occupied",
+    "in_swap",
+    "mapped_often",
+    "nodes_of",
+    "occupied",
+    "shared_in_swap",
+    "unseen_in_swap",
+    "words_at",
+]
 
 _BATCH = 1 << 18
 """Pages asked for in one call: between two of them a signal such as Ctrl-C gets its turn (50 ms)."""
@@ -98,6 +107,33 @@ def in_swap(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
     if unclear.any():
         swapped[unclear] = _in_swapped_mapping(pid, addresses[unclear])
     return swapped
+
+
+def shared_in_swap(pid: int, bounds: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Count the pages in swap that no entry tells of: those of shared memory, in each of `bounds`, shape (n, 2).
+
+    Each of these is a part of one mapping, and they ascend. The kernel counts by whole mappings: of one that is covered
+    in part at least so many pages of the part are in swap as do not fit into the rest.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    counts = np.zeros(len(bounds), dtype=np.int64)
+    if not len(bounds) or not procfs.swap_is_used():
+        return counts
+    for smap in procfs.smaps(pid, int(bounds[0, 0]), int(bounds[-1, 1])):
+        first, last = np.searchsorted(bounds[:, 0], [smap.mapping.start, smap.mapping.end], side="left")
+        for row in range(first, last):
+            counts[row] = unseen_in_swap(smap, int(bounds[row, 0]), int(bounds[row, 1]))
+    return counts
+
+
+def unseen_in_swap(smap: procfs.Smap, start: int, end: int) -> int:
+    """Count as `shared_in_swap`, for the part [start, end) of one mapping."""
+    if smap.mapping.kind is not procfs.Kind.SHMEM or not smap.mapping.shared:
+        return 0
+    rest = smap.mapping.end - smap.mapping.start - (end - start)
+    return max(0, smap.swap - rest) // PAGE_SIZE
 
 
 def words_at(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -36,6 +36,7 @@ __all__ = [
     "smaps",
     "start_time",
     "status",
+    "swap_is_used",
     "threads",
     "with_memory",
 ]
@@ -185,6 +186,19 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
 
 _LAST_OF_SMAPS = "VmFlags"
 _OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", _LAST_OF_SMAPS)
+
+
+def swap_is_used() -> bool:
+    """Whether anything on this machine is in swap; True, too, where /proc/swaps is hidden.
+
+    >>> swap_is_used() in (True, False)
+    True
+    """
+    try:
+        _, *areas = os.fsdecode(read_file("/proc/swaps")).splitlines()
+    except (OSError, ValueError):
+        return True
+    return any(area.split()[-2] != "0" for area in areas)  # file name, type, size, used, priority
 
 
 def numa_maps(pid: int = 0) -> list[NumaMap]:

@@ -26,7 +26,7 @@ from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
-from .pages import Pages, explained, find_mapped, reasons
+from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
 
 __all__ = ["MoveResult", "Progress", "move", "move_pages"]
@@ -119,7 +119,8 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, without, pages, fixed = _pages_of(x, dry_run)
+    pid, without, found = _pages_of(x, dry_run)
+    pages = found.movable
     targets = check_target(targets, pid=pid)
     flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
     if shared:  # whether it may is known without a page
@@ -127,31 +128,33 @@ def move(
     result = move_pages(
         pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
     )
-    _count_others(result, without, fixed, targets)
+    _count_others(result, without, found, targets)
     if not dry_run:
         pages = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses))
-    result.by_node = Pages.joined([pages, fixed]).by_node()
+    result.by_node = Pages.joined([pages, found.fixed]).by_node()
     result.seconds = time.monotonic() - began
     return result
 
 
-# The process, and its pages: those without an entry, those that can move, and those that never do.
-def _pages_of(x: object, dry_run: bool) -> tuple[int, int, Pages, Pages]:
+# The process, how many of its pages have no entry though they are in memory, and the others.
+def _pages_of(x: object, dry_run: bool) -> tuple[int, int, Mapped]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
         without = unmapped(start, end) if dry_run else map_cached(start, end)
-        return 0, without, *find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+        return 0, without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
     pid = find_process(x, argument="x").thread
-    return pid, 0, *find_mapped(pid)
+    return pid, 0, find_mapped(pid)
 
 
-def _count_others(result: MoveResult, without: int, fixed: Pages, targets: tuple[int, ...]) -> None:
-    result.pages += fixed.count + without
+def _count_others(result: MoveResult, without: int, found: Mapped, targets: tuple[int, ...]) -> None:
+    swapped = max(0, found.swapped - without)  # what is on its way out, or was read back, is in memory, too
+    result.pages += found.fixed.count + swapped + without
+    home = np.isin(found.fixed.nodes, targets)
     result.left[Reason.NOT_MAPPED] += without
-    home = np.isin(fixed.nodes, targets)
-    result.left[Reason.AT_HOME] += int(fixed.units[home].sum())
-    result.left[Reason.UNSUITABLE] += int(fixed.units[~home].sum())
+    result.left[Reason.SWAPPED] += swapped
+    result.left[Reason.AT_HOME] += int(found.fixed.units[home].sum())
+    result.left[Reason.UNSUITABLE] += int(found.fixed.units[~home].sum())
     result.left = +result.left
 
 

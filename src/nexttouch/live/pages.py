@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linux import pagemap, procfs
-from ..linux.occupied import nodes_of, occupied, words_at
+from ..linux.occupied import nodes_of, occupied, shared_in_swap, words_at
 from ..linux.pagemap import Category
 from ..linux.syscall import PAGE_SIZE
 from .reason import Reason
 
-__all__ = ["HUGE_PAGES", "IN_SWAP", "Pages", "explained", "find", "find_each", "find_mapped", "reasons"]
+__all__ = ["HUGE_PAGES", "IN_SWAP", "Mapped", "Pages", "explained", "find", "find_each", "find_mapped", "reasons"]
 
 IN_SWAP = -4096
 """Instead of a node: the page is in swap. No -errno: those end at -4095."""
@@ -95,10 +95,23 @@ def find(pid: int, start: int, end: int, *, unit: int = 1) -> Pages:
     return find_each(pid, [(start, end, unit)])[0]
 
 
-def find_mapped(pid: int, start: int = 0, end: int = 1 << 64) -> tuple[Pages, Pages]:
+class Mapped(NamedTuple):
+    """The pages of a process by its mappings.
+
+    Attributes:
+        movable: pages that the kernel can migrate.
+        fixed: pages that it never does: of drivers, of its own, of memfd_secret(2).
+        swapped: how many pages of shared memory are in swap, of which no entry tells.
+    """
+
+    movable: Pages
+    fixed: Pages
+    swapped: int
+
+
+def find_mapped(pid: int, start: int = 0, end: int = 1 << 64) -> Mapped:
     """Find the pages in [start, end) of process `pid` by its mappings, as `find` does.
 
-    Returns those that the kernel can migrate, and those that it never does: of drivers, of its own, of memfd_secret(2).
     A page of hugetlb that is covered in part is among them as a whole.
 
     Raises:
@@ -112,7 +125,11 @@ def find_mapped(pid: int, start: int = 0, end: int = 1 << 64) -> tuple[Pages, Pa
     each = find_each(pid, pieces)
     movable = [pages for pages, mapping in zip(each, mappings, strict=True) if mapping.kind.movable]
     fixed = [pages for pages, mapping in zip(each, mappings, strict=True) if not mapping.kind.movable]
-    return Pages.joined(movable), Pages.joined(fixed)
+    swapped = 0
+    if any(mapping.kind is procfs.Kind.SHMEM for mapping in mappings):
+        bounds = np.array([piece[:2] for piece in pieces], dtype=np.uint64)
+        swapped = int(shared_in_swap(pid, bounds).sum())
+    return Mapped(Pages.joined(movable), Pages.joined(fixed), swapped)
 
 
 # Pages that move together, by the start of the mapping: only smaps knows, and it costs a walk of all of them.

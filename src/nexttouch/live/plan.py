@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..errors import FeatureMissing, KernelError, TargetRefused
 from ..linux import mempolicy, procfs
 from ..linux.mempolicy import Mode
+from ..linux.occupied import unseen_in_swap
 from ..linux.pagecache import map_cached
 from ..linux.procfs import Kind, Smap
 from ..linux.syscall import PAGE_SIZE
@@ -114,7 +115,9 @@ def make_plan(
     ends = np.array(exit_spans(pid) if pid else [], np.uint64).reshape(-1, 2)
     each = find_each(pid, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
-        plan.pages += pages.count
+        swapped = unseen_in_swap(smap, start, end)
+        plan.left[Reason.SWAPPED] += swapped
+        plan.pages += pages.count + swapped
         way = _way(smap, pid, mechanism)
         stay = _stay(pages, targets, way, always, plan.left)
         if way is not None:
