@@ -61,7 +61,8 @@ class Counts:
         not tell (before Linux 6.7).
     shared: of the present, those mapped more than once: by another process, or twice by this one. They move only with
         MOVE_ALL.
-    unmovable: of the present, those that belong to the kernel or a driver (vdso, device). Locked pages are movable.
+    unmovable: of the present, those that belong to the kernel or a driver (vdso, device), or are of memfd_secret(2).
+        Locked pages are movable.
     """
 
     pages: int
@@ -150,7 +151,8 @@ def where(x: object) -> Placement:
         InvalidArgument: `x` is none of these, or has no bytes.
         NoSuchProcess: there is no such process, or it ended meanwhile.
         NotPermitted: its memory belongs to another user.
-        FeatureMissing: a container's seccomp filter forbids move_pages(2), by which the kernel is asked.
+        FeatureMissing: /proc is missing or of another pid namespace, or a container's seccomp filter forbids
+            move_pages(2), by which the kernel is asked.
     """
     if isinstance(x, int | np.generic):
         return _placement(find_process(x, argument="x"), 0, _ADDRESSES)

@@ -24,10 +24,11 @@ Print on which NUMA nodes the memory of a process is. Nothing is moved and the p
   no node     present, but the kernel names no node: gone meanwhile, or memory of a device
   zero page   read before it was ever written: the one page of zeros that all share
   swapped     in swap, or being migrated at this moment
-  untouched   mapped, but no page there: never touched, or given back
+  untouched   mapped, but no page there: never touched by this process, given back, or a guard
 
 Of the present pages, those in huge pages are counted again as "huge", those mapped more than once (they move only
-when all their users may be disturbed) as "shared", those of the kernel and of drivers as "unmovable"."""
+when all their users may be disturbed) as "shared", those of the kernel, of drivers and of memfd_secret(2) as
+"unmovable"."""
 
 _EXAMPLE = """\
 example:
@@ -52,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="print one JSON object: pid, page_size (bytes), pages (= present + zero + swapped + holes), by_node, "
         "unknown (no node), holes (untouched), huge, shared, unmovable, all in pages; with --mappings also mappings, "
-        "each with start, end, kind, path and the same counts",
+        "each with start, end, kind, path (what is not printable as \\xNN) and the same counts",
     )
     parser.set_defaults(run=run)
 

@@ -98,7 +98,7 @@ def move(
         rate: bytes a second at most, None for no limit.
         shared: also move pages that other processes map (needs CAP_SYS_NICE).
         dry_run: only say what would be moved, and what could not; what turns out to be busy, or not to fit, nobody
-            knows beforehand.
+            knows beforehand. Pages in memory that this process has not touched stay NOT_MAPPED then.
         progress: called with (pages done, pages in all) after each batch.
 
     >>> array = nt.zeros((1024, 512), node=0)
@@ -111,7 +111,7 @@ def move(
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense; `x`, too, if it is being moved lazily.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess, NotPermitted: about a process.
-        FeatureMissing: a container's seccomp filter forbids what this needs.
+        FeatureMissing: /proc is of another pid namespace; or a container's seccomp filter forbids what this needs.
     """
     if not (is_number(latency) and latency > 0):
         raise InvalidArgument("latency", f"is {latency!r}, but has to be a positive number of seconds")
