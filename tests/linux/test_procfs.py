@@ -208,6 +208,23 @@ def test_mappings_of_a_range() -> None:
     assert procfs.mappings(0, third.start, third.start) == []
 
 
+@pytest.mark.parametrize("read", [procfs.mappings, procfs.smaps])
+def test_a_process_that_ends_while_its_mappings_are_read(
+    program: int, monkeypatch: pytest.MonkeyPatch, read: Callable[[int], object]
+) -> None:
+    """What was read of it until then is not all that it had."""
+    real = procfs._lines
+
+    def lines_then_end(pid: int, name: str) -> Iterator[str]:
+        yield from list(real(pid, name))[: 1 if name == "maps" else 30]
+        os.kill(pid, 9)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(procfs, "_lines", lines_then_end)
+    with pytest.raises(NoSuchProcess, match="has no memory any more"):
+        read(program)
+
+
 def test_what_can_move() -> None:
     assert {kind for kind in Kind if not kind.movable} == {Kind.DEVICE, Kind.SECRET, Kind.SPECIAL}
 

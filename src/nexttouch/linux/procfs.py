@@ -155,6 +155,8 @@ def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
             break
         if start < high:
             found.append(_mapping(line, kinds))
+    else:
+        _check_complete(pid)
     return found
 
 
@@ -179,8 +181,10 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
                 fields[key] = value
                 if key == _LAST_OF_SMAPS:
                     break
-        if start < high:
+        if start < high and _LAST_OF_SMAPS in fields:
             found.append(_smap(_mapping(head, kinds), fields))
+    else:
+        _check_complete(pid)
     return found
 
 
@@ -322,6 +326,12 @@ def _lines(pid: int, name: str) -> Iterator[str]:
     except OSError as error:
         raise access_error(pid, error) from None
     raise _without_memory(pid)
+
+
+# The list of one that ends meanwhile ends somewhere, without an error.
+def _check_complete(pid: int) -> None:
+    if not has_memory(pid):
+        raise _ended(pid)
 
 
 def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:
