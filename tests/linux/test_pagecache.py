@@ -91,7 +91,9 @@ def test_a_kernel_that_makes_no_entries(monkeypatch: pytest.MonkeyPatch) -> None
         assert (migration.stats.pages, migration.stats.left) == (20, {Reason.NOT_MAPPED: 20})
 
 
-def test_a_handler_of_faults_is_not_woken() -> None:
+def test_a_handler_of_faults_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be waited for, and it may be this very thread's."""
+    monkeypatch.setattr(pagecache, "_populate", pytest.fail)
     with unseen(8, *range(8)) as (memory, _), Userfaultfd.open(user_mode_only=True) as uffd:
         uffd.api(Feature.MINOR_SHMEM)
         uffd.register(memory.address, 8 * PAGE_SIZE, Mode.MINOR)
