@@ -16,12 +16,12 @@ from typing import Self
 from nexttouch.errors import FeatureMissing, NexttouchError
 from nexttouch.linux.syscall import PAGE_SIZE
 
-__all__ = ["Memory", "Toucher", "compiled", "copy", "library"]
+__all__ = ["PopulatedMemory", "Toucher", "compiled", "copy", "library"]
 
 _SOURCES = Path(__file__).parent
 
 
-class Memory:
+class PopulatedMemory:
     """Private anonymous memory, `size` bytes, all populated: `buffer` for nexttouch, `address` for C.
 
     With base pages, or with transparent huge pages as far as the kernel has any.
@@ -58,7 +58,7 @@ class Memory:
 class Toucher:
     """A thread in C that writes to random pages of `memory` without a pause, from `with` to its end."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: PopulatedMemory) -> None:
         self._memory = memory
         self._handle = 0
 
@@ -81,7 +81,7 @@ class Toucher:
         library().toucher_stop(self._handle)
 
 
-def copy(to: Memory, source: Memory) -> float:
+def copy(to: PopulatedMemory, source: PopulatedMemory) -> float:
     """Copy the contents of `source`, with memcpy(3); return the seconds it took."""
     return float(library().copy(to.address, source.address, source.size))
 

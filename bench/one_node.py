@@ -16,7 +16,7 @@ from nexttouch.errors import NexttouchError
 from nexttouch.live.plan import Mechanism
 
 from .figures import Figure, Series, ratios
-from .native import Memory, compiled, copy
+from .native import PopulatedMemory, compiled, copy
 
 __all__ = ["arm", "attach", "sweep", "touch"]
 
@@ -32,7 +32,7 @@ def touch(repetitions: int) -> list[Figure]:
     """One page a fault, in the faulting thread, against a helper thread and one move_pages(2) call a page."""
     inline, thread = [], []
     for _ in range(repetitions):
-        with Memory(_TOUCHED) as memory:
+        with PopulatedMemory(_TOUCHED) as memory:
             options = nt.lazy(memory.buffer, _node(), window=1, rate=0, service="inline", always=True)
             inline.append(_touched(memory, options))
             options = nt.lazy(memory.buffer, _node(), window=1, rate=0, mechanism="write_protect", always=True)
@@ -63,7 +63,7 @@ def sweep(repetitions: int) -> list[Figure]:
     populated: list[float] = []
     whole: dict[bool, list[float]] = {False: [], True: []}
     inside: dict[bool, list[float]] = {False: [], True: []}
-    with Memory(_SWEPT) as base, Memory(_SWEPT, huge=True) as huge, Memory(_SWEPT) as to:
+    with PopulatedMemory(_SWEPT) as base, PopulatedMemory(_SWEPT, huge=True) as huge, PopulatedMemory(_SWEPT) as to:
         note = f"{nt.where(huge.buffer).total.huge or 0} of {huge.pages} pages of the huge memory were huge."
         for _ in range(repetitions):
             copied.append(_bandwidth(copy(to, base)))
@@ -105,11 +105,11 @@ def arm(repetitions: int) -> list[Figure]:
     protected = []
     for _ in range(repetitions):
         for mechanism in mechanisms:
-            with Memory(_ARMED) as memory:
+            with PopulatedMemory(_ARMED) as memory:
                 seconds, whole = _armed(memory, mechanism)
                 armed[mechanism].append(seconds / memory.pages)
                 called[mechanism].append(whole / memory.pages)
-        with Memory(_ARMED) as memory:
+        with PopulatedMemory(_ARMED) as memory:
             protected.append(memory.protect() / memory.pages)
     return [
         Figure(
@@ -177,7 +177,7 @@ def _micro(label: str, seconds: list[float]) -> Series:
 
 
 # Seconds a page that it takes to touch memory that `migration` has armed.
-def _touched(memory: Memory, migration: nt.Migration) -> float:
+def _touched(memory: PopulatedMemory, migration: nt.Migration) -> float:
     with migration:
         migration.wait_armed()
         seconds = memory.touch()
@@ -187,7 +187,7 @@ def _touched(memory: Memory, migration: nt.Migration) -> float:
 
 
 # Seconds from armed to done when nobody touches `memory`, and those of them in which the sweep moved pages.
-def _swept(memory: Memory) -> tuple[float, float]:
+def _swept(memory: PopulatedMemory) -> tuple[float, float]:
     with nt.lazy(memory.buffer, _node(), always=True) as migration:
         migration.wait_armed()
         began = time.perf_counter()
@@ -217,7 +217,7 @@ def _check_moved(migration: nt.Migration, pages: int, moved: int) -> None:
 
 
 # Seconds spent arming, and from the call until all is armed.
-def _armed(memory: Memory, mechanism: Mechanism) -> tuple[float, float]:
+def _armed(memory: PopulatedMemory, mechanism: Mechanism) -> tuple[float, float]:
     began = time.perf_counter()
     with nt.lazy(memory.buffer, _node(), rate=0, mechanism=mechanism, always=True) as migration:
         migration.wait_armed()

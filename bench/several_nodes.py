@@ -15,7 +15,7 @@ from nexttouch.linux.mempolicy import Mode
 from nexttouch.linux.syscall import PAGE_SIZE
 
 from .figures import Figure, Series, ratios
-from .native import Memory, Toucher
+from .native import PopulatedMemory, Toucher
 
 __all__ = ["pause", "total"]
 
@@ -101,10 +101,10 @@ def _back() -> None:
 
 # The policy is the thread's, not the mapping's: relocate takes a detour for mappings that have their own.
 @contextmanager
-def _memory(size: int, node: int | None = None) -> Iterator[Memory]:
+def _memory(size: int, node: int | None = None) -> Iterator[PopulatedMemory]:
     mempolicy.set_mempolicy(Mode.BIND, [_nodes()[0] if node is None else node])
     try:
-        memory = Memory(size)
+        memory = PopulatedMemory(size)
     finally:
         mempolicy.set_mempolicy(Mode.DEFAULT)
     with memory:
@@ -112,7 +112,7 @@ def _memory(size: int, node: int | None = None) -> Iterator[Memory]:
 
 
 # Seconds that a move takes, and what it returns.
-def _timed(memory: Memory, move: Callable[[Memory], float]) -> tuple[float, float]:
+def _timed(memory: PopulatedMemory, move: Callable[[PopulatedMemory], float]) -> tuple[float, float]:
     began = time.perf_counter()
     result = move(memory)
     seconds = time.perf_counter() - began
@@ -125,13 +125,13 @@ def _timed(memory: Memory, move: Callable[[Memory], float]) -> tuple[float, floa
 # The moves return the seconds of the call that begins them.
 
 
-def _move_lazily(memory: Memory) -> float:
+def _move_lazily(memory: PopulatedMemory) -> float:
     began = time.perf_counter()
     with nt.lazy(memory.buffer, _nodes()[1]):
         return time.perf_counter() - began
 
 
-def _move_lazily_and_touch(memory: Memory) -> float:
+def _move_lazily_and_touch(memory: PopulatedMemory) -> float:
     began = time.perf_counter()
     with nt.lazy(memory.buffer, _nodes()[1]):
         seconds = time.perf_counter() - began
@@ -139,14 +139,14 @@ def _move_lazily_and_touch(memory: Memory) -> float:
     return seconds
 
 
-def _move_eagerly(memory: Memory) -> float:
+def _move_eagerly(memory: PopulatedMemory) -> float:
     began = time.perf_counter()
     addresses = memory.address + np.arange(memory.pages, dtype=np.uint64) * np.uint64(PAGE_SIZE)
     mempolicy.move_pages(0, addresses, _nodes()[1])
     return time.perf_counter() - began
 
 
-def _move_eagerly_and_touch(memory: Memory) -> float:
+def _move_eagerly_and_touch(memory: PopulatedMemory) -> float:
     seconds = _move_eagerly(memory)
     memory.touch()
     return seconds
@@ -159,7 +159,7 @@ def _settle(toucher: Toucher) -> None:
 
 
 def _longest_without(seconds: float) -> float:
-    with _memory(_MOVED) as memory, Toucher(memory) as toucher, Memory(_OTHER) as other, Toucher(other):
+    with _memory(_MOVED) as memory, Toucher(memory) as toucher, PopulatedMemory(_OTHER) as other, Toucher(other):
         _settle(toucher)
         time.sleep(seconds)
         return toucher.longest()

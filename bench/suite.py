@@ -18,7 +18,7 @@ from nexttouch.errors import LabError
 from . import checker, one_node, several_nodes
 from .figures import Figure
 from .machine import describe
-from .native import Memory
+from .native import PopulatedMemory
 
 __all__ = ["SUITE", "Measurement", "Results", "needs_lab", "run", "run_in_lab"]
 
@@ -108,7 +108,10 @@ def run_in_lab(names: Sequence[str], repetitions: int | None, tell: Callable[[st
 
 # Modules are loaded when they are first used, which in the virtual machine takes a second.
 def _warm_up() -> None:
-    with Memory(1 << 20) as memory, nexttouch.lazy(memory.buffer, nexttouch.topology().memory_nodes[0], always=True):
+    with (
+        PopulatedMemory(1 << 20) as memory,
+        nexttouch.lazy(memory.buffer, nexttouch.topology().memory_nodes[0], always=True),
+    ):
         memory.touch()
 
 

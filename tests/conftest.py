@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.swap import swap_area
 
 # How long an example takes says more of what else the machine does than of the example.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,3 +37,12 @@ def zombie() -> Iterator[int]:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     yield child
     os.waitpid(child, 0)
+
+
+@pytest.fixture
+def swap() -> Iterator[None]:
+    """An area of swap on this machine."""
+    with swap_area() as added:
+        if not added:
+            pytest.skip("no area of swap can be added here")
+        yield

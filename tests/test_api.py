@@ -28,8 +28,8 @@ MODULES = sorted(
     {name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "nexttouch.")} - PROGRAMS - {"nexttouch._core"}
 )
 
-NUMBER_OF_REASONS = 15
-OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED}
+NUMBER_OF_REASONS = 17
+OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED, nt.Reason.SWAPPED, nt.Reason.NOT_MAPPED}
 
 
 @pytest.fixture(params=MODULES)
@@ -169,7 +169,7 @@ def test_every_signature_is_annotated(module: ModuleType) -> None:
 
 
 FLOORS = (
-    *("errors", "quantities", "linux", "topology", "placement", "allocate", "costs", "policy"),
+    *("errors", "quantities", "printable", "linux", "topology", "placement", "allocate", "costs", "policy"),
     *("live", "model", "check", "sim", "lab"),
     *("report", "demo", "cli"),
 )

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.memory import Memory
 
 import nexttouch as nt
 from nexttouch.errors import InvalidArgument, NoSuchProcess, NotPermitted
 from nexttouch.linux import mempolicy, nodes, pagemap, procfs
 from nexttouch.linux.mempolicy import Mode
-from nexttouch.linux.pagemap import Category
 from nexttouch.linux.syscall import PAGE_SIZE
-from nexttouch.placement import Counts, Placement, nodes_of, populated, span, where
+from nexttouch.placement import Counts, Placement, span, where
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 NORESERVE = 0x4000
@@ -32,27 +32,17 @@ HUGE = 2 << 20
 NODE = nodes.has_memory()[0]
 
 
-class Memory:
-    """Memory without transparent huge pages on node NODE, of which a test touches single pages."""
+@pytest.fixture(autouse=True)
+def on_one_node() -> Iterator[None]:
+    """New pages come from NODE."""
+    before = mempolicy.get_mempolicy()
+    mempolicy.set_mempolicy(Mode.BIND, [NODE])
+    yield
+    mempolicy.set_mempolicy(*before)
 
-    def __init__(self, pages: int, *, flags: int = PRIVATE | NORESERVE, descriptor: int = -1) -> None:
-        self.map = mmap.mmap(descriptor, pages * PAGE_SIZE, flags=flags)
-        self.map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array = np.frombuffer(self.map, dtype=np.uint8)
-        self.start = self.array.ctypes.data
-        self.end = self.start + pages * PAGE_SIZE
-        mempolicy.mbind(self.start, pages * PAGE_SIZE, Mode.BIND, [NODE])
 
-    def write(self, *pages: int) -> None:
-        for page in pages:
-            self.map[page * PAGE_SIZE] = 1
-
-    def read(self, *pages: int) -> None:
-        for page in pages:
-            _ = self.map[page * PAGE_SIZE]
-
-    def pages(self, *pages: int) -> list[int]:
-        return [self.start + page * PAGE_SIZE for page in pages]
+def addresses(memory: Memory, *pages: int) -> list[int]:
+    return [memory.at(page) for page in pages]
 
 
 def counts(pages: int, **others: object) -> Counts:
@@ -71,7 +61,7 @@ def counts(pages: int, **others: object) -> Counts:
 def plain_counts(memory: Memory) -> Counter[str]:
     """One page at a time, by pagemap words and one query a page."""
     found: Counter[str] = Counter()
-    for address in range(memory.start, memory.end, PAGE_SIZE):
+    for address in range(memory.address, memory.at(memory.pages), PAGE_SIZE):
         word = int(pagemap.entries(0, address, 1)[0])
         status = int(mempolicy.move_pages(0, np.array([address], dtype=np.uint64), None)[1][0])
         if not word & int(pagemap.PRESENT):
@@ -110,12 +100,12 @@ def forked() -> Iterator[int]:
 
 
 def test_counts_of_private_memory() -> None:
-    memory = Memory(10)
-    memory.write(0, 1, 5)
-    memory.read(2, 9)
-    found = where(memory.array)
-    assert found.total == counts(10, by_node={NODE: 3}, zero=2, holes=5)
-    assert (found.pid, found.by_node, found.total.present) == (os.getpid(), {NODE: 3}, 3)
+    with Memory(10, fill=False) as memory:
+        memory.write(0, 1, 5)
+        memory.read(2, 9)
+        found = where(memory.bytes)
+        assert found.total == counts(10, by_node={NODE: 3}, zero=2, holes=5)
+        assert (found.pid, found.by_node, found.total.present) == (os.getpid(), {NODE: 3}, 3)
 
 
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd"])
@@ -124,49 +114,52 @@ def test_random_pages_against_a_loop_over_pages(kind: str) -> None:
     descriptor = os.memfd_create("random") if kind == "memfd" else -1
     if kind == "memfd":
         os.ftruncate(descriptor, 1500 * PAGE_SIZE)
-    memory = Memory(1500, flags=PRIVATE if kind == "private" else mmap.MAP_SHARED, descriptor=descriptor)
-    for page in range(1500):
-        touch_or_not(chance, memory, page)
-    for _ in range(20):  # longer stretches of the same
-        first = chance.randrange(1400)
-        touch = memory.write if chance.random() < 0.5 else memory.read
-        touch(*range(first, first + chance.randrange(100)))
-    with forked():
-        memory.write(*range(0, 1500, 7))
-        found, plain = where(memory.array).total, plain_counts(memory)
-    assert found.by_node == {NODE: plain[f"node {NODE}"]}
-    assert (found.zero, found.holes, found.shared) == (plain["zero"], plain["holes"], plain["shared"])
-    assert found.pages == 1500 == found.present + found.zero + found.swapped + found.holes
-    assert (found.unknown, found.huge, found.unmovable) == (0, 0, 0)
+    flags = (mmap.MAP_PRIVATE if kind == "private" else mmap.MAP_SHARED) | (mmap.MAP_ANONYMOUS if descriptor < 0 else 0)
+    with Memory(1500, flags=flags, file=descriptor, fill=False) as memory:
+        for page in range(1500):
+            touch_or_not(chance, memory, page)
+        for _ in range(20):  # longer stretches of the same
+            first = chance.randrange(1400)
+            touch = memory.write if chance.random() < 0.5 else memory.read
+            touch(*range(first, first + chance.randrange(100)))
+        with forked():
+            memory.write(*range(0, 1500, 7))
+            found, plain = where(memory.bytes).total, plain_counts(memory)
+        assert found.by_node == {NODE: plain[f"node {NODE}"]}
+        assert (found.zero, found.holes, found.shared) == (plain["zero"], plain["holes"], plain["shared"])
+        assert found.pages == 1500 == found.present + found.zero + found.swapped + found.holes
+        assert (found.unknown, found.huge, found.unmovable) == (0, 0, 0)
 
 
 def test_pages_shared_with_a_child() -> None:
-    memory = Memory(8)
-    memory.write(*range(8))
-    assert where(memory.array).total.shared == 0
-    with forked():
-        assert where(memory.array).total == counts(8, by_node={NODE: 8}, shared=8)
-        memory.write(0, 3)  # copies of its own now
-        assert where(memory.array).total == counts(8, by_node={NODE: 8}, shared=6)
-    assert where(memory.array).total.shared == 0
+    with Memory(8, fill=False) as memory:
+        memory.write(*range(8))
+        assert where(memory.bytes).total.shared == 0
+        with forked():
+            assert where(memory.bytes).total == counts(8, by_node={NODE: 8}, shared=8)
+            memory.write(0, 3)  # copies of its own now
+            assert where(memory.bytes).total == counts(8, by_node={NODE: 8}, shared=6)
+        assert where(memory.bytes).total.shared == 0
 
 
 def test_memory_mapped_twice_by_one_process() -> None:
     descriptor = os.memfd_create("twice")
     os.ftruncate(descriptor, 4 * PAGE_SIZE)
-    first = Memory(4, flags=mmap.MAP_SHARED, descriptor=descriptor)
-    second = Memory(4, flags=mmap.MAP_SHARED, descriptor=descriptor)
-    first.write(0, 1, 2)
-    second.write(2)
-    assert where(first.array).total == counts(4, by_node={NODE: 3}, holes=1, shared=1)
-    assert where(second.array).total == counts(4, by_node={NODE: 1}, holes=3, shared=1)
-    os.close(descriptor)
+    with (
+        Memory(4, flags=mmap.MAP_SHARED, file=descriptor, fill=False) as first,
+        Memory(4, flags=mmap.MAP_SHARED, file=descriptor, fill=False) as second,
+    ):
+        first.write(0, 1, 2)
+        second.write(2)
+        assert where(first.bytes).total == counts(4, by_node={NODE: 3}, holes=1, shared=1)
+        assert where(second.bytes).total == counts(4, by_node={NODE: 1}, holes=3, shared=1)
+        os.close(descriptor)
 
 
 def test_locked_memory_is_movable() -> None:
-    memory = Memory(3)
-    assert ctypes.CDLL(None).mlock(ctypes.c_void_p(memory.start), ctypes.c_size_t(2 * PAGE_SIZE)) == 0
-    assert where(memory.array).total == counts(3, by_node={NODE: 2}, holes=1)
+    with Memory(3, fill=False) as memory:
+        assert ctypes.CDLL(None).mlock(ctypes.c_void_p(memory.address), ctypes.c_size_t(2 * PAGE_SIZE)) == 0
+        assert where(memory.bytes).total == counts(3, by_node={NODE: 2}, holes=1)
 
 
 def test_file_mapping(tmp_path: Path) -> None:
@@ -251,56 +244,55 @@ def test_hugetlb_pages(two_hugetlb_pages: mmap.mmap) -> None:
 
 
 def test_mappings_are_counted_apart() -> None:
-    memory = Memory(9)
-    memory.write(0, 1, 2, 3, 4)
-    memory.read(5)
-    libc = ctypes.CDLL(None)
-    assert libc.mprotect(ctypes.c_void_p(memory.start + 2 * PAGE_SIZE), ctypes.c_size_t(2 * PAGE_SIZE), 1) == 0
-    found = where(memory.array)
-    assert [(part.start, part.end) for part in found.mappings] == [
-        tuple(memory.pages(*bounds)) for bounds in ((0, 2), (2, 4), (4, 9))
-    ]
-    assert [part.counts for part in found.mappings] == [
-        counts(2, by_node={NODE: 2}),
-        counts(2, by_node={NODE: 2}),
-        counts(5, by_node={NODE: 1}, zero=1, holes=3),
-    ]
-    assert [part.mapping.writable for part in found.mappings] == [True, False, True]
-    assert found.total == counts(9, by_node={NODE: 5}, zero=1, holes=3)
+    with Memory(9, fill=False) as memory:
+        memory.write(0, 1, 2, 3, 4)
+        memory.read(5)
+        libc = ctypes.CDLL(None)
+        assert libc.mprotect(ctypes.c_void_p(memory.address + 2 * PAGE_SIZE), ctypes.c_size_t(2 * PAGE_SIZE), 1) == 0
+        found = where(memory.bytes)
+        assert [(part.start, part.end) for part in found.mappings] == [
+            tuple(addresses(memory, *bounds)) for bounds in ((0, 2), (2, 4), (4, 9))
+        ]
+        assert [part.counts for part in found.mappings] == [
+            counts(2, by_node={NODE: 2}),
+            counts(2, by_node={NODE: 2}),
+            counts(5, by_node={NODE: 1}, zero=1, holes=3),
+        ]
+        assert [part.mapping.writable for part in found.mappings] == [True, False, True]
+        assert found.total == counts(9, by_node={NODE: 5}, zero=1, holes=3)
 
 
 def test_part_of_a_mapping() -> None:
-    memory = Memory(9)
-    memory.write(0, 4)
-    found = where(memory.array[3 * PAGE_SIZE : 6 * PAGE_SIZE])
-    assert found.total == counts(3, by_node={NODE: 1}, holes=2)
-    (part,) = found.mappings
-    assert (part.start, part.end) == tuple(memory.pages(3, 6))
-    assert part.mapping.start <= memory.start
+    with Memory(9, fill=False) as memory:
+        memory.write(0, 4)
+        found = where(memory.bytes[3 * PAGE_SIZE : 6 * PAGE_SIZE])
+        assert found.total == counts(3, by_node={NODE: 1}, holes=2)
+        (part,) = found.mappings
+        assert (part.start, part.end) == tuple(addresses(memory, 3, 6))
+        assert part.mapping.start <= memory.address
 
 
 def test_pages_covered_in_part_count_as_a_whole() -> None:
-    memory = Memory(4)
-    memory.write(0, 1, 2, 3)
-    assert where(memory.array[PAGE_SIZE - 1 : 2 * PAGE_SIZE + 1]).total.pages == 3
-    assert where(memory.array[5:6]).total.pages == 1
+    with Memory(4, fill=False) as memory:
+        memory.write(0, 1, 2, 3)
+        assert where(memory.bytes[PAGE_SIZE - 1 : 2 * PAGE_SIZE + 1]).total.pages == 3
+        assert where(memory.bytes[5:6]).total.pages == 1
 
 
 def test_sparse_memory_of_a_hundred_million_pages() -> None:
-    memory = Memory(10**8)
-    touched = range(0, 10**8, 99_991)  # 1,001 pages: more than the kernel's own buffer of runs holds
-    memory.write(*touched)
-    assert where(memory.array).total == counts(10**8, by_node={NODE: len(touched)}, holes=10**8 - len(touched))
-    assert populated(0, memory.start, memory.end)[:, 0].tolist() == memory.pages(*touched)
+    with Memory(10**8, fill=False) as memory:
+        touched = range(0, 10**8, 99_991)  # 1,001 pages: more than the kernel's own buffer of runs holds
+        memory.write(*touched)
+        assert where(memory.bytes).total == counts(10**8, by_node={NODE: len(touched)}, holes=10**8 - len(touched))
 
 
 def test_more_pages_than_one_batch() -> None:
     pages = 300_000  # of the zero page, but for every hundredth
-    memory = Memory(pages)
-    memory.map.madvise(22)
-    memory.write(*range(0, pages, 100))
-    total = where(memory.array).total
-    assert total == counts(pages, by_node={NODE: 3000}, zero=pages - 3000)
+    with Memory(pages, fill=False) as memory:
+        memory.advise(22)
+        memory.write(*range(0, pages, 100))
+        total = where(memory.bytes).total
+        assert total == counts(pages, by_node={NODE: 3000}, zero=pages - 3000)
 
 
 @pytest.mark.parametrize(
@@ -335,10 +327,10 @@ def test_span_of_a_view_that_runs_backwards() -> None:
 
 
 def test_read_only_buffers_are_fine_and_stay_untouched() -> None:
-    memory = Memory(3)
-    memory.array.setflags(write=False)
-    assert where(memory.array).total == counts(3, holes=3)
-    assert where(memory.array).total == counts(3, holes=3)
+    with Memory(3, fill=False) as memory:
+        memory.bytes.setflags(write=False)
+        assert where(memory.bytes).total == counts(3, holes=3)
+        assert where(memory.bytes).total == counts(3, holes=3)
 
 
 @pytest.mark.parametrize("empty", [b"", np.empty(0), np.empty((3, 0, 2)), np.empty(3, dtype="V0"), memoryview(b"")])
@@ -419,9 +411,8 @@ def test_processes_that_are_not_there() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    for function in (where, lambda pid: populated(pid, 0, HUGE), lambda pid: nodes_of(pid, np.zeros(1, np.uint64))):
-        with pytest.raises(NoSuchProcess):
-            function(child)
+    with pytest.raises(NoSuchProcess):
+        where(child)
     os.waitpid(child, 0)
 
 
@@ -474,76 +465,33 @@ def test_a_daemon_that_has_changed_its_user() -> None:
     assert said.endswith("call prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE1")
 
 
-def test_populated() -> None:
-    memory = Memory(12)
-    memory.write(1, 2, 3, 5, 8, 11)
-    memory.read(4, 9)
-    runs = populated(0, memory.start, memory.end)
-    assert runs.dtype == np.uint64
-    assert runs.tolist() == [memory.pages(*run) for run in ((1, 4), (5, 6), (8, 9), (11, 12))]
-    assert populated(os.getpid(), *memory.pages(2, 9)).tolist() == [memory.pages(*r) for r in ((2, 4), (5, 6), (8, 9))]
-    assert populated(0, memory.start, memory.start).shape == (0, 2)
-    assert populated(0, *memory.pages(6, 8)).shape == (0, 2)
-
-
 def test_the_way_of_old_kernels_agrees_with_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(4)
-    memory = Memory(2000)
-    for page in range(2000):
-        touch_or_not(chance, memory, page)
-    scanned = populated(0, memory.start, memory.end)
-    total = where(memory.array).total
+    with Memory(2000, fill=False) as memory:
+        for page in range(2000):
+            touch_or_not(chance, memory, page)
+        total = where(memory.bytes).total
 
-    def missing(*_: object, **__: object) -> None:
-        raise nt.FeatureMissing("PAGEMAP_SCAN", "", "")
+        def missing(*_: object, **__: object) -> None:
+            raise nt.FeatureMissing("PAGEMAP_SCAN", "", "")
 
-    monkeypatch.setattr(pagemap, "scan", missing)
-    with forked():  # pages that are shared look like the zero page to pagemap
-        assert np.array_equal(populated(0, memory.start, memory.end), scanned)
-    old = where(memory.array).total
-    assert old.to_dict() == total.to_dict() | {"huge": None}
-    assert where(b"x").total.huge is None
-
-
-def test_the_way_of_old_kernels_over_several_batches() -> None:
-    memory = Memory(600_000)
-    memory.write(0, 262_143, 262_144, 599_999)
-    from nexttouch import placement
-
-    runs = placement._runs_by_entries(0, memory.start, memory.end)
-    assert runs.tolist() == [
-        (*memory.pages(*run), Category.PRESENT) for run in ((0, 1), (262_143, 262_145), (599_999, 600_000))
-    ]
-
-
-def test_nodes_of() -> None:
-    memory = Memory(4)
-    memory.write(0, 3)
-    memory.read(1)
-    status = nodes_of(0, np.array(memory.pages(3, 2, 1, 0), dtype=np.uint64))
-    assert status.dtype == np.int32
-    assert status.tolist() == [NODE, -errno.ENOENT, -errno.EFAULT, NODE]
-    assert nodes_of(0, np.empty(0, dtype=np.uint64)).tolist() == []
-
-
-def test_nodes_of_more_pages_than_one_batch() -> None:
-    memory = Memory(3)
-    memory.write(0)
-    addresses = np.repeat(np.array(memory.pages(0, 1), dtype=np.uint64), 200_000)
-    assert nodes_of(os.getpid(), addresses).tolist() == [NODE] * 200_000 + [-errno.ENOENT] * 200_000
+        monkeypatch.setattr(pagemap, "scan", missing)
+        old = where(memory.bytes).total
+        assert old.to_dict() == total.to_dict() | {"huge": None}
+        assert where(b"x").total.huge is None
 
 
 def test_json_has_its_documented_keys() -> None:
-    memory = Memory(3)
-    memory.write(0)
-    found = json.loads(json.dumps(where(memory.array).to_dict()))
-    expected = {
-        "pages": 3, "present": 1, "by_node": {str(NODE): 1}, "unknown": 0, "zero": 0, "swapped": 0, "holes": 2,
-        "huge": 0, "shared": 0, "unmovable": 0,
-    }  # fmt: skip
-    (part,) = found.pop("mappings")
-    assert found == {"pid": os.getpid(), "page_size": PAGE_SIZE} | expected
-    assert part == {"start": memory.start, "end": memory.end, "kind": "anonymous", "path": ""} | expected
+    with Memory(3, fill=False) as memory:
+        memory.write(0)
+        found = json.loads(json.dumps(where(memory.bytes).to_dict()))
+        expected = {
+            "pages": 3, "present": 1, "by_node": {str(NODE): 1}, "unknown": 0, "zero": 0, "swapped": 0, "holes": 2,
+            "huge": 0, "shared": 0, "unmovable": 0,
+        }  # fmt: skip
+        (part,) = found.pop("mappings")
+        assert found == {"pid": os.getpid(), "page_size": PAGE_SIZE} | expected
+        assert part == {"start": memory.address, "end": memory.at(3), "kind": "anonymous", "path": ""} | expected
 
 
 def test_the_table() -> None:
@@ -569,10 +517,10 @@ def test_the_table_of_nothing() -> None:
 
 @pytest.mark.lab
 def test_an_array_on_two_nodes() -> None:
-    memory = Memory(100)
-    mempolicy.mbind(memory.start, 30 * PAGE_SIZE, Mode.BIND, [0])
-    mempolicy.mbind(memory.start + 30 * PAGE_SIZE, 70 * PAGE_SIZE, Mode.BIND, [1])
-    memory.write(*range(90))
-    assert where(memory.array).total == counts(100, by_node={0: 30, 1: 60}, holes=10)
-    assert where(memory.array[20 * PAGE_SIZE : 40 * PAGE_SIZE]).by_node == {0: 10, 1: 10}
-    assert [part.counts.by_node for part in where(memory.array).mappings] == [{0: 30}, {1: 60}]
+    with Memory(100, fill=False) as memory:
+        mempolicy.mbind(memory.address, 30 * PAGE_SIZE, Mode.BIND, [0])
+        mempolicy.mbind(memory.address + 30 * PAGE_SIZE, 70 * PAGE_SIZE, Mode.BIND, [1])
+        memory.write(*range(90))
+        assert where(memory.bytes).total == counts(100, by_node={0: 30, 1: 60}, holes=10)
+        assert where(memory.bytes[20 * PAGE_SIZE : 40 * PAGE_SIZE]).by_node == {0: 10, 1: 10}
+        assert [part.counts.by_node for part in where(memory.bytes).mappings] == [{0: 30}, {1: 60}]

@@ -89,10 +89,22 @@ def test_a_tree_without_nodes(tmp_path: Path) -> None:
 
 def test_a_broken_tree_is_not_read_for_ever(tree: Path) -> None:
     write(tree, "node2/distance", "21 10")
-    with pytest.raises(ValueError, match="not a square"):
+    with pytest.raises(FeatureMissing, match="not a square"):
         topology(tree)
     (tree / "devices/system/node/node2/distance").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FeatureMissing, match=r"node2/distance cannot be read; mount sysfs"):
+        topology(tree)
+
+
+@pytest.mark.parametrize("file", ["online", "has_memory", "node2/meminfo", "node3/cpulist", "node0/distance"])
+@pytest.mark.parametrize("masked", ["missing", "empty"])
+def test_a_tree_of_which_a_part_is_masked(tree: Path, file: str, masked: str) -> None:
+    path = tree / "devices/system/node" / file
+    path.unlink() if masked == "missing" else path.write_text("")
+    if file.endswith("cpulist") and masked == "empty":
+        assert topology(tree).node(3).cpus == ()  # as a node without CPUs has it
+        return
+    with pytest.raises(FeatureMissing, match="mount sysfs"):
         topology(tree)
 
 

@@ -10,11 +10,10 @@ faster for a whole process, but keeps it from changing its mappings while it wal
 
 from __future__ import annotations
 
-import errno
-import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +21,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FeatureMissing, InvalidArgument
-from .linux import mempolicy, pagemap, procfs
-from .linux import nodes as sysfs
+from .errors import InvalidArgument
+from .linux import procfs
+from .linux.occupied import mapped_often, nodes_of, occupied, shared_in_swap
 from .linux.pagemap import Category
+from .linux.process import Process, find_process
 from .linux.syscall import PAGE_SIZE
+from .printable import printable
 from .quantities import format_count, format_size
 
 __all__ = [
@@ -35,18 +36,12 @@ __all__ = [
     "Placement",
     "mapped_often",
     "nodes_of",
-    "populated",
-    "process_id",
     "span",
     "where",
 ]
 
 _BATCH = 1 << 18
 """Pages asked for in one call: between two of them a signal such as Ctrl-C gets its turn (50 ms)."""
-_GAP = 128
-"""Reading the pagemap words of this many holes costs as much as another read."""
-_READ = 1 << 12
-"""Pages wanted from one read of pagemap words; with the gaps at most 4 MiB of words."""
 _ADDRESSES = 2**64
 _USER = 2**63
 """[vsyscall] alone lies beyond user memory: there is no page table to walk for it."""
@@ -60,12 +55,14 @@ class Counts:
     unknown: present in the page table, but on no node the kernel would name: gone meanwhile, or memory of a device.
     zero: entries that point to the kernel's page of zeros, after a read of untouched memory.
     swapped: in swap, or being migrated at this very moment.
-    holes: never touched, or given back. Memory of drivers without a page behind it counts here too.
+    holes: never touched here, or given back. Memory of drivers without a page behind it counts here too, and so do
+        guards (MADV_GUARD_INSTALL) and the markers of a userfaultfd.
     huge: of the present, those mapped by an entry for a huge page, transparent or hugetlb; None where the kernel does
         not tell (before Linux 6.7).
     shared: of the present, those mapped more than once: by another process, or twice by this one. They move only with
         MOVE_ALL.
-    unmovable: of the present, those that belong to the kernel or a driver (vdso, device). Locked pages are movable.
+    unmovable: of the present, those that belong to the kernel or a driver (vdso, device), or are of memfd_secret(2).
+        Locked pages are movable.
     """
 
     pages: int
@@ -109,8 +106,9 @@ class MappingPlacement:
     counts: Counts
 
     def to_dict(self) -> dict[str, Any]:
-        """Make a JSON object: `start`, `end`, `kind`, `path`, and the keys of `Counts.to_dict`."""
-        head = {"start": self.start, "end": self.end, "kind": self.mapping.kind.value, "path": self.mapping.path}
+        """Make a JSON object: `start`, `end`, `kind`, `path` (`printable`), and the keys of `Counts.to_dict`."""
+        path = printable(self.mapping.path)
+        head = {"start": self.start, "end": self.end, "kind": self.mapping.kind.value, "path": path}
         return head | self.counts.to_dict()
 
 
@@ -153,12 +151,13 @@ def where(x: object) -> Placement:
         InvalidArgument: `x` is none of these, or has no bytes.
         NoSuchProcess: there is no such process, or it ended meanwhile.
         NotPermitted: its memory belongs to another user.
-        FeatureMissing: a container's seccomp filter forbids move_pages(2), by which the kernel is asked.
+        FeatureMissing: /proc is missing or of another pid namespace, or a container's seccomp filter forbids
+            move_pages(2), by which the kernel is asked.
     """
     if isinstance(x, int | np.generic):
-        return _placement(process_id(x), 0, _ADDRESSES)
+        return _placement(find_process(x, argument="x"), 0, _ADDRESSES)
     start, end = span(x)
-    return _placement(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return _placement(Process(0, 0), start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 
 
 def span(x: object, *, argument: str = "x") -> tuple[int, int]:
@@ -177,61 +176,6 @@ def span(x: object, *, argument: str = "x") -> tuple[int, int]:
     return first, last + array.itemsize
 
 
-def populated(pid: int, start: int, end: int) -> NDArray[np.uint64]:
-    """Find the runs of present pages in [start, end) of process `pid` (0: this one), zero pages left out.
-
-    `start` and `end` are on page boundaries. Returns addresses, shape (runs, 2): each row is [first, end) of a run,
-    ascending, not touching each other. Costs 15 ns a present page, nothing a hole; before Linux 6.7 50 ns a page of
-    either kind.
-
-    Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
-    """
-    wanted = Category.PRESENT | Category.PFNZERO
-    try:
-        runs = pagemap.scan(pid, start, end, all_of=wanted, inverted=Category.PFNZERO)
-    except FeatureMissing:
-        runs = _runs_by_entries(pid, start, end)
-        runs = runs[runs["categories"] & wanted == Category.PRESENT]
-    return np.stack((runs["start"], runs["end"]), axis=1)
-
-
-def nodes_of(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Ask on which node each page at `addresses`, shape (n,), of process `pid` (0: this one) is.
-
-    Returns shape (n,): the node, or -errno: -ENOENT no page there, -EFAULT zero page or no mapping. Costs 0.2 us a
-    page. A query, unlike a move, is written in full or fails in full, so none is left unanswered.
-
-    Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
-    """
-    status = np.empty(len(addresses), dtype=np.int32)
-    for first in range(0, len(addresses), _BATCH):
-        status[first : first + _BATCH] = mempolicy.move_pages(pid, addresses[first : first + _BATCH], None, 0)[1]
-    return status
-
-
-def mapped_often(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether each of the pages at ascending `addresses` of process `pid` is present, and mapped more than once.
-
-    Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
-    """
-    often: NDArray[np.bool_] = _words(pid, addresses) & (pagemap.PRESENT | pagemap.EXCLUSIVE) == pagemap.PRESENT
-    return often
-
-
-def process_id(x: int | np.generic) -> int:
-    """Return `x` as a process id.
-
-    Raises:
-        InvalidArgument: it is no positive integer.
-    """
-    if isinstance(x, bool) or not isinstance(x, int | np.integer) or x <= 0:
-        raise InvalidArgument("x", f"is {x!r}, but a process id is a positive integer")
-    return int(x)
-
-
 def _as_array(x: object, argument: str) -> NDArray[Any]:
     try:
         return np.asarray(memoryview(cast(bytes, x)))
@@ -241,16 +185,18 @@ def _as_array(x: object, argument: str) -> NDArray[Any]:
         ) from None
 
 
-def _placement(pid: int, start: int, end: int) -> Placement:
-    thread = procfs.with_memory(pid)
+def _placement(process: Process, start: int, end: int) -> Placement:
+    thread = process.thread
     mappings = [mapping for mapping in procfs.mappings(thread) if mapping.start < end and mapping.end > start]
     bounds = np.array([(max(m.start, start), min(m.end, end)) for m in mappings], dtype=np.uint64).reshape(-1, 2)
     tally = _tally(thread, bounds)
+    if any(mapping.kind is procfs.Kind.SHMEM for mapping in mappings):
+        tally.swapped += shared_in_swap(thread, bounds)
     parts = tuple(
         MappingPlacement(mapping, first, last, tally.counts(row, (last - first) // PAGE_SIZE, mapping.kind.movable))
         for row, (mapping, (first, last)) in enumerate(zip(mappings, bounds.tolist(), strict=True))
     )
-    return Placement(pid or os.getpid(), _total([part.counts for part in parts]), parts)
+    return Placement(process.pid or os.getpid(), _total([part.counts for part in parts]), parts)
 
 
 @dataclass(slots=True)
@@ -302,7 +248,7 @@ class _Pieces:
 
 def _tally(pid: int, bounds: NDArray[np.uint64]) -> _Tally:
     rows = len(bounds)
-    runs, knows_huge = _runs(pid, bounds[bounds[:, 1] <= _USER])
+    runs, knows_huge = occupied(pid, bounds[bounds[:, 1] <= _USER])
     pieces = _cut(runs, bounds)
     present = pieces.having(Category.PRESENT | Category.PFNZERO, Category.PRESENT)
     by_node, unknown = _count_nodes(pid, present, rows)
@@ -314,43 +260,6 @@ def _tally(pid: int, bounds: NDArray[np.uint64]) -> _Tally:
         huge=present.having(Category.HUGE, Category.HUGE).pages_by_owner(rows) if knows_huge else None,
         shared=_count_shared(pid, present, rows),
     )
-
-
-def _runs(pid: int, bounds: NDArray[np.uint64]) -> tuple[NDArray[np.void], bool]:
-    """Find all runs that are not holes within `bounds`; also whether HUGE is told."""
-    if not len(bounds):
-        return np.empty(0, dtype=pagemap.RUN), True
-    wanted = Category.PRESENT | Category.SWAPPED
-    told = wanted | Category.PFNZERO | Category.HUGE
-    try:
-        return pagemap.scan(pid, int(bounds[0, 0]), int(bounds[-1, 1]), any_of=wanted, return_mask=told), True
-    except FeatureMissing:
-        return np.concatenate([_runs_by_entries(pid, start, end) for start, end in bounds.tolist()]), False
-
-
-def _runs_by_entries(pid: int, start: int, end: int) -> NDArray[np.void]:
-    """Do what `pagemap.scan` does, on kernels without it; HUGE is never set."""
-    found = [
-        _runs_of_words(pid, first, pagemap.entries(pid, first, min(_BATCH, (end - first) // PAGE_SIZE)))
-        for first in range(start, end, _BATCH * PAGE_SIZE)
-    ]
-    none: NDArray[np.void] = np.empty(0, dtype=pagemap.RUN)
-    return pagemap.joined(np.concatenate([none, *found]))
-
-
-def _runs_of_words(pid: int, start: int, words: NDArray[np.uint64]) -> NDArray[np.void]:
-    addresses = np.uint64(start) + np.arange(len(words) + 1, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-    categories = np.zeros(len(words), dtype=np.int64)
-    categories[words & pagemap.SWAP != 0] = Category.SWAPPED
-    categories[words & pagemap.PRESENT != 0] = Category.PRESENT
-    # The zero page looks like one of anonymous memory that is mapped often; move_pages alone tells them apart.
-    maybe = (words & (pagemap.PRESENT | pagemap.FILE | pagemap.EXCLUSIVE) == pagemap.PRESENT).nonzero()[0]
-    categories[maybe[nodes_of(pid, addresses[maybe]) == -errno.EFAULT]] |= Category.PFNZERO
-    first = np.concatenate(([0], (np.diff(categories) != 0).nonzero()[0] + 1, [len(words)]))
-    runs = np.empty(len(first) - 1, dtype=pagemap.RUN)
-    runs["start"], runs["end"], runs["categories"] = addresses[first[:-1]], addresses[first[1:]], categories[first[:-1]]
-    populated: NDArray[np.void] = runs[runs["categories"] != 0]
-    return populated
 
 
 def _cut(runs: NDArray[np.void], bounds: NDArray[np.uint64]) -> _Pieces:
@@ -365,11 +274,13 @@ def _cut(runs: NDArray[np.void], bounds: NDArray[np.uint64]) -> _Pieces:
 
 
 def _count_nodes(pid: int, pieces: _Pieces, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    by_node = np.zeros((rows, max(sysfs.possible()) + 1), dtype=np.int64)
+    by_node = np.zeros((rows, 1), dtype=np.int64)
     unknown = np.zeros(rows, dtype=np.int64)
     for addresses, owner, pages in _samples(pieces, _steps(pieces)):
         status = nodes_of(pid, addresses)
         known = status >= 0
+        more = int(status.max()) + 1 - by_node.shape[1]
+        by_node = np.pad(by_node, ((0, 0), (0, max(more, 0))))
         np.add.at(by_node, (owner[known], status[known]), pages[known])
         np.add.at(unknown, owner[~known], pages[~known])
     return by_node, unknown
@@ -386,7 +297,8 @@ def _steps(pieces: _Pieces) -> NDArray[np.uint64]:
     # All of a huge page is on one node: one question is enough. The smallest size there is divides all others.
     sizes = [int(d.name[10:-2]) * 1024 for d in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB")]
     transparent = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-    sizes += [int(transparent.read_text())] if transparent.exists() else []
+    with suppress(OSError, ValueError):  # not in this kernel, or masked
+        sizes.append(int(transparent.read_text()))
     size = np.uint64(min(sizes, default=PAGE_SIZE))
     whole = (pieces.start % size == 0) & (pieces.end % size == 0) & (pieces.categories & Category.HUGE != 0)
     return np.where(whole, size, np.uint64(PAGE_SIZE))
@@ -404,20 +316,6 @@ def _samples(
         steps_in = (index - (ends - counts)[piece]).astype(np.uint64)
         pages = (steps[piece] // np.uint64(PAGE_SIZE)).astype(np.int64)
         yield pieces.start[piece] + steps_in * steps[piece], pieces.owner[piece], pages
-
-
-def _words(pid: int, addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Read the pagemap words of pages at ascending `addresses`, reading over short gaps and around long ones."""
-    page = np.uint64(PAGE_SIZE)
-    far = (np.diff(addresses) > np.uint64(_GAP) * page).nonzero()[0] + 1
-    regular = np.arange(0, len(addresses) + _READ, _READ).clip(max=len(addresses))
-    cuts = np.sort(np.concatenate((far, regular))).tolist()
-    words = np.empty(len(addresses), dtype=np.uint64)
-    for first, last in itertools.pairwise(cuts):
-        if first < last:
-            offsets = (addresses[first:last] - addresses[first]) // page
-            words[first:last] = pagemap.entries(pid, int(addresses[first]), int(offsets[-1]) + 1)[offsets]
-    return words
 
 
 def _total(counts: list[Counts]) -> Counts:

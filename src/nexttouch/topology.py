@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
 
-from .errors import FeatureMissing, InvalidArgument, NodeUnavailable, NoSuchNode
+from .errors import InvalidArgument, NodeUnavailable, NoSuchNode
 from .linux import mempolicy, nodes
+from .linux.mounts import no_sysfs
 
 __all__ = ["Node", "Topology", "check_target", "topology"]
 
@@ -122,13 +123,14 @@ def topology(root: Path = nodes.SYSFS) -> Topology:
         FeatureMissing: the kernel has no NUMA support, or sysfs is not visible here.
     """
     while True:
-        ids = _online(root)
+        ids = nodes.online(root)
         try:
             return _read(root, ids)
-        except (FileNotFoundError, ValueError):
-            # A node came or went between two files: begin again. If none did, the tree itself is broken.
-            if _online(root) == ids:
-                raise
+        except (OSError, ValueError, KeyError) as error:
+            # A node came or went between two files: begin again. If none did, a part of the tree is masked or broken.
+            if nodes.online(root) == ids:
+                told = getattr(error, "filename", None) or f"{root} ({error})"
+                raise no_sysfs("the description of NUMA nodes", told) from error
 
 
 def check_target(to: SupportsIndex | Iterable[SupportsIndex], *, argument: str = "to", pid: int = 0) -> tuple[int, ...]:
@@ -146,7 +148,7 @@ def check_target(to: SupportsIndex | Iterable[SupportsIndex], *, argument: str =
         NoSuchProcess, NotPermitted: about `pid`.
     """
     targets = _integers(to, argument)
-    online, possible, with_memory = _online(nodes.SYSFS), nodes.possible(), nodes.has_memory()
+    online, possible, with_memory = nodes.online(), nodes.possible(), nodes.has_memory()
     allowed = mempolicy.mems_allowed(pid)
     for node in targets:
         if node not in possible:
@@ -184,17 +186,6 @@ def _integer(item: object, argument: str) -> int:
         except TypeError:
             pass
     raise InvalidArgument(argument, f"contains {item!r}, but nodes are integers")
-
-
-def _online(root: Path) -> tuple[int, ...]:
-    try:
-        return nodes.online(root)
-    except FileNotFoundError as error:
-        raise FeatureMissing(
-            "the list of NUMA nodes",
-            f"{error.filename} does not exist",
-            "use a kernel with CONFIG_NUMA, and mount sysfs if this is a container without it",
-        ) from None
 
 
 def _read(root: Path, ids: tuple[int, ...]) -> Topology:

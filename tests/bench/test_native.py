@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import native
-from bench.native import Memory, Toucher, compiled, copy
+from bench.native import PopulatedMemory, Toucher, compiled, copy
 from bench.one_node import _spinner
 from nexttouch import where
 from nexttouch.errors import FeatureMissing
@@ -26,13 +26,13 @@ SIZE = PAGES * PAGE_SIZE
 
 
 def test_memory_is_all_there_in_small_pages() -> None:
-    with Memory(4 << 20) as memory:
+    with PopulatedMemory(4 << 20) as memory:
         found = where(memory.buffer).total
         assert (found.pages, found.present, found.huge) == (1024, 1024, 0)
 
 
 def test_touch_writes_to_each_page_and_nothing_else() -> None:
-    with Memory(SIZE) as memory:
+    with PopulatedMemory(SIZE) as memory:
         memory.buffer[:] = bytes([7]) * SIZE
         assert memory.touch() > 0
         written = np.frombuffer(memory.buffer, np.uint8).copy()
@@ -41,14 +41,14 @@ def test_touch_writes_to_each_page_and_nothing_else() -> None:
 
 
 def test_copy_copies_everything() -> None:
-    with Memory(SIZE) as source, Memory(SIZE) as to:
+    with PopulatedMemory(SIZE) as source, PopulatedMemory(SIZE) as to:
         source.buffer[:] = np.random.default_rng(1).bytes(SIZE)
         assert copy(to, source) > 0
         assert to.buffer[:] == source.buffer[:]
 
 
 def test_protect_forbids_everything() -> None:
-    with Memory(SIZE) as memory:
+    with PopulatedMemory(SIZE) as memory:
         assert memory.protect() > 0
         mapping = next(one for one in procfs.mappings(0) if one.start <= memory.address < one.end)
         assert not mapping.readable
@@ -56,7 +56,7 @@ def test_protect_forbids_everything() -> None:
 
 
 def test_a_toucher_touches_every_page_until_its_end() -> None:
-    with Memory(SIZE) as memory:
+    with PopulatedMemory(SIZE) as memory:
         memory.buffer[:] = bytes(SIZE)
         with Toucher(memory) as toucher:
             while toucher.touches < 100 * PAGES:

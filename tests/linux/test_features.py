@@ -164,7 +164,7 @@ def test_a_call_that_a_container_forbids_is_named(number: int, call: str, work: 
 
 
 def made_up(**available: bool) -> list[Probe]:
-    names = {need for _, needs in features._MECHANISMS.values() for need in needs}
+    names = {need for _, needs in features._MECHANISMS.values() for need in (*needs, *features._NEEDED_BY_ALL)}
     return [
         Probe(name, "", True) if available.get(name, True) else Probe(name, "", False, "cause", "do this")
         for name in sorted(names)

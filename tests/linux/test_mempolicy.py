@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from support.memory import Memory
 
 from nexttouch.errors import KernelError, NodeUnavailable, NoSuchProcess
 from nexttouch.linux import mempolicy, nodes
@@ -16,20 +17,6 @@ from nexttouch.linux.syscall import PAGE_SIZE
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 NODE = nodes.has_memory()[0]
-
-
-class Memory:
-    """Private memory without transparent huge pages; `pages` holds the address of each page."""
-
-    def __init__(self, pages: int) -> None:
-        self.map = mmap.mmap(-1, pages * PAGE_SIZE, flags=PRIVATE)
-        self.map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        self.size = pages * PAGE_SIZE
-        self.pages = np.uint64(self.start) + np.arange(pages, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-
-    def fill(self) -> None:
-        self.map[:] = b"x" * self.size
 
 
 @pytest.fixture(autouse=True)
@@ -104,20 +91,20 @@ def test_set_mempolicy_refuses(mode: Mode, where: tuple[int, ...], flags: int) -
 
 
 def test_mbind_governs_its_pages_alone() -> None:
-    memory = Memory(4)
-    mempolicy.mbind(memory.start + PAGE_SIZE, 2 * PAGE_SIZE, Mode.BIND, [NODE], mempolicy.F_STATIC_NODES)
-    policies = [mempolicy.policy_of(int(page)) for page in memory.pages]
-    bound = Policy(Mode.BIND, (NODE,), mempolicy.F_STATIC_NODES)
-    default = Policy(Mode.DEFAULT, (), 0)
-    assert policies == [default, bound, bound, default]
-    assert mempolicy.get_mempolicy() == default
+    with Memory(4, fill=False) as memory:
+        mempolicy.mbind(memory.address + PAGE_SIZE, 2 * PAGE_SIZE, Mode.BIND, [NODE], mempolicy.F_STATIC_NODES)
+        policies = [mempolicy.policy_of(int(page)) for page in memory.addresses]
+        bound = Policy(Mode.BIND, (NODE,), mempolicy.F_STATIC_NODES)
+        default = Policy(Mode.DEFAULT, (), 0)
+        assert policies == [default, bound, bound, default]
+        assert mempolicy.get_mempolicy() == default
 
 
 def test_mbind_moves_pages_that_are_there() -> None:
-    memory = Memory(4)
-    memory.fill()
-    mempolicy.mbind(memory.start, memory.size, Mode.BIND, [NODE], mempolicy.MOVE | mempolicy.STRICT)
-    assert mempolicy.move_pages(0, memory.pages, None)[1].tolist() == [NODE] * 4
+    with Memory(4, fill=False) as memory:
+        memory.fill()
+        mempolicy.mbind(memory.address, memory.size, Mode.BIND, [NODE], mempolicy.MOVE | mempolicy.STRICT)
+        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [NODE] * 4
 
 
 def test_mbind_refuses_a_hole() -> None:
@@ -133,31 +120,31 @@ def test_policy_of_a_hole() -> None:
 
 def test_query_tells_pages_holes_zero_pages_and_no_mapping_apart() -> None:
     mempolicy.set_mempolicy(Mode.BIND, [NODE])
-    memory = Memory(3)
-    memory.map[0] = 1
-    _ = memory.map[PAGE_SIZE]  # a read: the zero page
-    addresses = np.append(memory.pages, np.uint64(PAGE_SIZE))
-    for pid in (0, os.getpid()):
-        result, status = mempolicy.move_pages(pid, addresses, None)
-        assert result == 0
-        assert status.dtype == np.int32
-        assert status.tolist() == [NODE, -errno.EFAULT, -errno.ENOENT, -errno.EFAULT]
+    with Memory(3, fill=False) as memory:
+        memory.write(0)
+        memory.read(1)  # the zero page
+        addresses = np.append(memory.addresses, np.uint64(PAGE_SIZE))
+        for pid in (0, os.getpid()):
+            result, status = mempolicy.move_pages(pid, addresses, None)
+            assert result == 0
+            assert status.dtype == np.int32
+            assert status.tolist() == [NODE, -errno.EFAULT, -errno.ENOENT, -errno.EFAULT]
 
 
 def test_move_to_where_pages_are() -> None:
     mempolicy.set_mempolicy(Mode.BIND, [NODE])
-    memory = Memory(600)
-    memory.fill()
-    result, status = mempolicy.move_pages(0, memory.pages, NODE)
-    assert (result, set(status.tolist())) == (0, {NODE})
-    result, status = mempolicy.move_pages(0, memory.pages[::2], np.full(300, NODE, dtype=np.int32))
-    assert (result, status.tolist()) == (0, [NODE] * 300)
+    with Memory(600, fill=False) as memory:
+        memory.fill()
+        result, status = mempolicy.move_pages(0, memory.addresses, NODE)
+        assert (result, set(status.tolist())) == (0, {NODE})
+        result, status = mempolicy.move_pages(0, memory.addresses[::2], np.full(300, NODE, dtype=np.int32))
+        assert (result, status.tolist()) == (0, [NODE] * 300)
 
 
 def test_moving_holes_reports_them() -> None:
-    memory = Memory(2)
-    memory.map[0] = 1
-    assert mempolicy.move_pages(0, memory.pages, NODE)[1][1] == -errno.ENOENT
+    with Memory(2, fill=False) as memory:
+        memory.write(0)
+        assert mempolicy.move_pages(0, memory.addresses, NODE)[1][1] == -errno.ENOENT
 
 
 def test_no_pages_at_all() -> None:
@@ -172,25 +159,25 @@ def test_no_status_of_a_kernel_looks_unwritten() -> None:
 
 @pytest.mark.parametrize("as_array", [False, True])
 def test_move_to_a_node_that_is_not_there(as_array: bool) -> None:
-    memory = Memory(2)
-    memory.fill()
-    missing = 900
-    to = np.array([NODE, missing], dtype=np.int32) if as_array else missing
-    with pytest.raises(NodeUnavailable, match="offline or has no memory") as raised:
-        mempolicy.move_pages(0, memory.pages, to)
-    assert raised.value.node == missing
+    with Memory(2, fill=False) as memory:
+        memory.fill()
+        missing = 900
+        to = np.array([NODE, missing], dtype=np.int32) if as_array else missing
+        with pytest.raises(NodeUnavailable, match="offline or has no memory") as raised:
+            mempolicy.move_pages(0, memory.addresses, to)
+        assert raised.value.node == missing
 
 
 def test_unknown_flags() -> None:
-    memory = Memory(1)
-    with pytest.raises(KernelError) as raised:
-        mempolicy.move_pages(0, memory.pages, None, 1 << 20)
-    assert raised.value.errno == errno.EINVAL
+    with Memory(1, fill=False) as memory:
+        with pytest.raises(KernelError) as raised:
+            mempolicy.move_pages(0, memory.addresses, None, 1 << 20)
+        assert raised.value.errno == errno.EINVAL
 
 
 def test_no_such_process() -> None:
     with pytest.raises(NoSuchProcess, match="does not exist"):
-        mempolicy.move_pages(2**30, Memory(1).pages, None)
+        mempolicy.move_pages(2**30, np.array([PAGE_SIZE], np.uint64), None)
     with pytest.raises(NoSuchProcess, match="does not exist"):
         mempolicy.migrate_pages(2**30, [NODE], [NODE])
     with pytest.raises(NoSuchProcess):
@@ -199,7 +186,7 @@ def test_no_such_process() -> None:
 
 def test_zombies_have_no_pages(zombie: int) -> None:
     for work in (
-        lambda: mempolicy.move_pages(zombie, Memory(1).pages, None),
+        lambda: mempolicy.move_pages(zombie, np.array([PAGE_SIZE], np.uint64), None),
         lambda: mempolicy.migrate_pages(zombie, [NODE], [NODE]),
     ):
         with pytest.raises(NoSuchProcess, match="ended and left no memory"):
@@ -207,24 +194,24 @@ def test_zombies_have_no_pages(zombie: int) -> None:
 
 
 def test_memory_of_another_user() -> None:
-    parent, memory = os.getpid(), Memory(1)
+    parent, page = os.getpid(), np.array([PAGE_SIZE], np.uint64)
     reason = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
     refused = f"process {parent} may not be touched: {reason}"
-    assert raised_in_child(lambda: mempolicy.move_pages(parent, memory.pages, None)) == f"NotPermitted: {refused}"
+    assert raised_in_child(lambda: mempolicy.move_pages(parent, page, None)) == f"NotPermitted: {refused}"
     assert raised_in_child(lambda: mempolicy.migrate_pages(parent, [NODE], [NODE])) == f"NotPermitted: {refused}"
 
 
 def test_move_all_without_privilege_says_what_it_needs() -> None:
-    memory = Memory(1)
-    text = raised_in_child(lambda: mempolicy.move_pages(0, memory.pages, NODE, mempolicy.MOVE_ALL))
-    assert text.startswith("NotPermitted")
-    assert "CAP_SYS_NICE" in text
+    with Memory(1, fill=False) as memory:
+        text = raised_in_child(lambda: mempolicy.move_pages(0, memory.addresses, NODE, mempolicy.MOVE_ALL))
+        assert text.startswith("NotPermitted")
+        assert "CAP_SYS_NICE" in text
 
 
 def test_migrate_pages_that_are_there_already() -> None:
-    memory = Memory(8)
-    memory.fill()
-    assert mempolicy.migrate_pages(0, [NODE], [NODE]) == 0
+    with Memory(8, fill=False) as memory:
+        memory.fill()
+        assert mempolicy.migrate_pages(0, [NODE], [NODE]) == 0
 
 
 def test_mems_allowed() -> None:
@@ -235,74 +222,74 @@ def test_mems_allowed() -> None:
 
 @pytest.mark.lab
 def test_move_pages_moves() -> None:
-    memory = Memory(64)
-    mempolicy.mbind(memory.start, memory.size, Mode.BIND, [0])
-    memory.fill()
-    mempolicy.mbind(memory.start, memory.size, Mode.DEFAULT)
-    assert mempolicy.move_pages(0, memory.pages, None)[1].tolist() == [0] * 64
-    to = np.arange(64, dtype=np.int32) % 2
-    result, status = mempolicy.move_pages(0, memory.pages, to)
-    assert (result, status.tolist()) == (0, to.tolist())
-    assert mempolicy.move_pages(0, memory.pages, None)[1].tolist() == to.tolist()
-    assert memory.map[:] == b"x" * memory.size
+    with Memory(64, fill=False) as memory:
+        mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
+        memory.fill()
+        mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
+        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [0] * 64
+        to = np.arange(64, dtype=np.int32) % 2
+        result, status = mempolicy.move_pages(0, memory.addresses, to)
+        assert (result, status.tolist()) == (0, to.tolist())
+        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == to.tolist()
+        memory.check()
 
 
 @pytest.mark.lab
 def test_pages_of_two_processes_move_with_move_all_only() -> None:
-    memory = Memory(8)
-    mempolicy.mbind(memory.start, memory.size, Mode.BIND, [0])
-    memory.fill()
-    mempolicy.mbind(memory.start, memory.size, Mode.DEFAULT)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+    with Memory(8, fill=False) as memory:
+        mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
+        memory.fill()
+        mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent closes its end
+            os._exit(0)
+        os.close(reading)
+        kept = mempolicy.move_pages(0, memory.addresses, 1)[1].tolist()
+        moved = mempolicy.move_pages(0, memory.addresses, 1, mempolicy.MOVE_ALL)[1].tolist()
         os.close(writing)
-        os.read(reading, 1)  # until the parent closes its end
-        os._exit(0)
-    os.close(reading)
-    kept = mempolicy.move_pages(0, memory.pages, 1)[1].tolist()
-    moved = mempolicy.move_pages(0, memory.pages, 1, mempolicy.MOVE_ALL)[1].tolist()
-    os.close(writing)
-    os.waitpid(child, 0)
-    assert kept == [-errno.EACCES] * 8
-    assert moved == [1] * 8
+        os.waitpid(child, 0)
+        assert kept == [-errno.EACCES] * 8
+        assert moved == [1] * 8
 
 
 @pytest.mark.lab
 def test_a_page_that_cannot_move_leaves_its_batch_unwritten() -> None:
-    memory = Memory(8)
-    mempolicy.mbind(memory.start, memory.size, Mode.BIND, [0])
-    memory.fill()
-    mempolicy.mbind(memory.start, memory.size, Mode.DEFAULT)
-    reading, writing = os.pipe()
-    vector = (ctypes.c_void_p * 2)(int(memory.pages[5]), PAGE_SIZE)  # struct iovec
-    assert ctypes.CDLL(None).vmsplice(writing, vector, ctypes.c_ulong(1), 0) == PAGE_SIZE  # the pipe holds the frame
-    result, status = mempolicy.move_pages(0, memory.pages, 1)
-    now = mempolicy.move_pages(0, memory.pages, None)[1].tolist()
-    os.close(reading)
-    os.close(writing)
-    assert result == 1
-    assert mempolicy.UNWRITTEN in status.tolist()
-    assert all(told in {place, mempolicy.UNWRITTEN} for told, place in zip(status.tolist(), now, strict=True))
-    assert now == [1, 1, 1, 1, 1, 0, 1, 1]
+    with Memory(8, fill=False) as memory:
+        mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
+        memory.fill()
+        mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
+        reading, writing = os.pipe()
+        vector = (ctypes.c_void_p * 2)(int(memory.addresses[5]), PAGE_SIZE)  # struct iovec
+        assert ctypes.CDLL(None).vmsplice(writing, vector, ctypes.c_ulong(1), 0) == PAGE_SIZE  # it holds the frame
+        result, status = mempolicy.move_pages(0, memory.addresses, 1)
+        now = mempolicy.move_pages(0, memory.addresses, None)[1].tolist()
+        os.close(reading)
+        os.close(writing)
+        assert result == 1
+        assert mempolicy.UNWRITTEN in status.tolist()
+        assert all(told in {place, mempolicy.UNWRITTEN} for told, place in zip(status.tolist(), now, strict=True))
+        assert now == [1, 1, 1, 1, 1, 0, 1, 1]
 
 
 @pytest.mark.lab
 def test_migrate_pages_moves() -> None:
-    memory = Memory(8)
-    mempolicy.mbind(memory.start, memory.size, Mode.BIND, [0])
-    memory.fill()
-    mempolicy.mbind(memory.start, memory.size, Mode.DEFAULT)
-    assert mempolicy.migrate_pages(0, [0], [1]) >= 0
-    assert mempolicy.move_pages(0, memory.pages, None)[1].tolist() == [1] * 8
+    with Memory(8, fill=False) as memory:
+        mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
+        memory.fill()
+        mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
+        assert mempolicy.migrate_pages(0, [0], [1]) >= 0
+        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [1] * 8
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("mode", [Mode.INTERLEAVE, Mode.WEIGHTED_INTERLEAVE])
 def test_interleaving_spreads(mode: Mode) -> None:
-    memory = Memory(8)
-    mempolicy.mbind(memory.start, memory.size, mode, [0, 1])
-    memory.fill()
-    status = mempolicy.move_pages(0, memory.pages, None)[1]
-    assert np.bincount(status).tolist() == [4, 4]
-    assert mempolicy.policy_of(memory.start) == Policy(mode, (0, 1), 0)
+    with Memory(8, fill=False) as memory:
+        mempolicy.mbind(memory.address, memory.size, mode, [0, 1])
+        memory.fill()
+        status = mempolicy.move_pages(0, memory.addresses, None)[1]
+        assert np.bincount(status).tolist() == [4, 4]
+        assert mempolicy.policy_of(memory.address) == Policy(mode, (0, 1), 0)

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from support.memory import Memory
 
 from nexttouch.errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
 from nexttouch.linux import pagemap
@@ -21,25 +22,6 @@ HUGE = 2 << 20
 ALL = Category.FILE | Category.PRESENT | Category.SWAPPED | Category.PFNZERO | Category.HUGE
 
 
-class Memory:
-    """Private memory without transparent huge pages, of which a test touches single pages."""
-
-    def __init__(self, pages: int) -> None:
-        self.map = mmap.mmap(-1, pages * PAGE_SIZE, flags=PRIVATE | NORESERVE)
-        self.map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        self.end = self.start + pages * PAGE_SIZE
-
-    def write(self, page: int) -> None:
-        self.map[page * PAGE_SIZE] = 1
-
-    def read(self, page: int) -> None:
-        _ = self.map[page * PAGE_SIZE]
-
-    def address(self, page: int) -> int:
-        return self.start + page * PAGE_SIZE
-
-
 def runs_of(marks: list[int]) -> list[tuple[int, int, int]]:
     """Runs (first page, end page, mark) of equal non-zero marks: the plain way."""
     runs: list[tuple[int, int, int]] = []
@@ -52,18 +34,18 @@ def runs_of(marks: list[int]) -> list[tuple[int, int, int]]:
 
 
 def in_pages(runs: np.ndarray[tuple[int], np.dtype[np.void]], memory: Memory) -> list[tuple[int, int, int]]:
-    return [((s - memory.start) // PAGE_SIZE, (e - memory.start) // PAGE_SIZE, c) for s, e, c in runs.tolist()]
+    return [((s - memory.address) // PAGE_SIZE, (e - memory.address) // PAGE_SIZE, c) for s, e, c in runs.tolist()]
 
 
 def test_entries_of_holes_zero_pages_and_private_pages() -> None:
-    memory = Memory(4)
-    memory.write(1)
-    memory.read(2)
-    words = pagemap.entries(0, memory.start, 4)
-    assert words.dtype == np.uint64
-    assert (words & pagemap.PRESENT != 0).tolist() == [False, True, True, False]
-    assert (words & pagemap.EXCLUSIVE != 0).tolist() == [False, True, False, False]
-    assert not (words & (pagemap.FILE | pagemap.SWAP | pagemap.UFFD_WP)).any()
+    with Memory(4, fill=False) as memory:
+        memory.write(1)
+        memory.read(2)
+        words = pagemap.entries(0, memory.address, 4)
+        assert words.dtype == np.uint64
+        assert (words & pagemap.PRESENT != 0).tolist() == [False, True, True, False]
+        assert (words & pagemap.EXCLUSIVE != 0).tolist() == [False, True, False, False]
+        assert not (words & (pagemap.FILE | pagemap.SWAP | pagemap.UFFD_WP)).any()
 
 
 def test_entries_of_shared_memory_and_of_another_process() -> None:
@@ -96,10 +78,10 @@ def test_frames_name_the_same_frame_for_the_same_page() -> None:
 
 
 def test_frames_of_pages_that_are_not_there_are_zero() -> None:
-    memory = Memory(3)
-    assert pagemap.frames(0, memory.start, 3).tolist() == [0, 0, 0]
-    memory.write(1)
-    assert [number > 0 for number in pagemap.frames(0, memory.start, 3).tolist()] == [False, True, False]
+    with Memory(3, fill=False) as memory:
+        assert pagemap.frames(0, memory.address, 3).tolist() == [0, 0, 0]
+        memory.write(1)
+        assert [number > 0 for number in pagemap.frames(0, memory.address, 3).tolist()] == [False, True, False]
 
 
 def as_nobody(memory: Memory) -> str:
@@ -109,7 +91,7 @@ def as_nobody(memory: Memory) -> str:
         os.setuid(65534)
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: else not even its own pagemap is readable
         try:
-            pagemap.frames(0, memory.start, 1)
+            pagemap.frames(0, memory.address, 1)
         except FeatureMissing:
             os._exit(7)
         os._exit(1)
@@ -117,90 +99,90 @@ def as_nobody(memory: Memory) -> str:
 
 
 def test_frames_without_privilege() -> None:
-    memory = Memory(1)
-    memory.write(0)
-    assert as_nobody(memory) == "FeatureMissing"
+    with Memory(1, fill=False) as memory:
+        memory.write(0)
+        assert as_nobody(memory) == "FeatureMissing"
 
 
 def test_scan_against_a_loop_over_entries() -> None:
     chance = random.Random(1)
-    memory = Memory(3000)
-    marks = [chance.choice([0, 0, Category.PRESENT, Category.PRESENT | Category.PFNZERO]) for _ in range(3000)]
-    for page, mark in enumerate(marks):
-        if mark == Category.PRESENT:
-            memory.write(page)
-        elif mark:
-            memory.read(page)
-    found = pagemap.scan(0, memory.start, memory.end, any_of=Category.PRESENT, return_mask=ALL)
-    assert in_pages(found, memory) == runs_of([int(mark) for mark in marks])
-    words = pagemap.entries(0, memory.start, 3000)
-    assert [bool(word & pagemap.PRESENT) for word in words] == [bool(mark) for mark in marks]
+    with Memory(3000, fill=False) as memory:
+        marks = [chance.choice([0, 0, Category.PRESENT, Category.PRESENT | Category.PFNZERO]) for _ in range(3000)]
+        for page, mark in enumerate(marks):
+            if mark == Category.PRESENT:
+                memory.write(page)
+            elif mark:
+                memory.read(page)
+        found = pagemap.scan(0, memory.address, memory.at(memory.pages), any_of=Category.PRESENT, return_mask=ALL)
+        assert in_pages(found, memory) == runs_of([int(mark) for mark in marks])
+        words = pagemap.entries(0, memory.address, 3000)
+        assert [bool(word & pagemap.PRESENT) for word in words] == [bool(mark) for mark in marks]
 
 
 def test_scan_selects() -> None:
-    memory = Memory(6)
-    memory.write(1)
-    memory.read(2)
-    memory.write(3)
-    present, zero = int(Category.PRESENT), int(Category.PRESENT | Category.PFNZERO)
+    with Memory(6, fill=False) as memory:
+        memory.write(1)
+        memory.read(2)
+        memory.write(3)
+        present, zero = int(Category.PRESENT), int(Category.PRESENT | Category.PFNZERO)
 
-    def scan(**options: int) -> list[tuple[int, int, int]]:
-        return in_pages(pagemap.scan(0, memory.start, memory.end, **options), memory)
+        def scan(**options: int) -> list[tuple[int, int, int]]:
+            return in_pages(pagemap.scan(0, memory.address, memory.at(memory.pages), **options), memory)
 
-    assert scan(all_of=Category.PRESENT) == [(1, 4, present)]
-    assert scan(all_of=Category.PRESENT, return_mask=ALL) == [(1, 2, present), (2, 3, zero), (3, 4, present)]
-    assert scan(all_of=Category.PFNZERO) == [(2, 3, present)]
-    assert scan(all_of=Category.PRESENT | Category.PFNZERO, inverted=Category.PFNZERO, return_mask=ALL) == [
-        (1, 2, present),
-        (3, 4, present),
-    ]
-    assert scan(any_of=Category.SWAPPED | Category.PFNZERO) == [(2, 3, present)]
-    assert scan(all_of=Category.PRESENT | Category.FILE) == []
+        assert scan(all_of=Category.PRESENT) == [(1, 4, present)]
+        assert scan(all_of=Category.PRESENT, return_mask=ALL) == [(1, 2, present), (2, 3, zero), (3, 4, present)]
+        assert scan(all_of=Category.PFNZERO) == [(2, 3, present)]
+        assert scan(all_of=Category.PRESENT | Category.PFNZERO, inverted=Category.PFNZERO, return_mask=ALL) == [
+            (1, 2, present),
+            (3, 4, present),
+        ]
+        assert scan(any_of=Category.SWAPPED | Category.PFNZERO) == [(2, 3, present)]
+        assert scan(all_of=Category.PRESENT | Category.FILE) == []
 
 
 def test_scan_starts_and_ends_where_it_was_told() -> None:
-    memory = Memory(10)
-    for page in range(10):
-        memory.write(page)
-    found = pagemap.scan(0, memory.address(3), memory.address(7), all_of=Category.PRESENT)
-    assert in_pages(found, memory) == [(3, 7, int(Category.PRESENT))]
-    assert len(pagemap.scan(0, memory.start, memory.start, all_of=Category.PRESENT)) == 0
+    with Memory(10, fill=False) as memory:
+        for page in range(10):
+            memory.write(page)
+        found = pagemap.scan(0, memory.at(3), memory.at(7), all_of=Category.PRESENT)
+        assert in_pages(found, memory) == [(3, 7, int(Category.PRESENT))]
+        assert len(pagemap.scan(0, memory.address, memory.address, all_of=Category.PRESENT)) == 0
 
 
 @pytest.mark.parametrize("runs", [511, 512, 513, 1001, 2048])
 def test_scan_reports_each_page_once_when_the_kernels_buffer_fills(runs: int) -> None:
     # 512 runs fill a buffer inside the kernel, after which walk_end may be left behind.
-    memory = Memory(3 * runs + 5000)
-    for page in range(0, 3 * runs, 3):
-        memory.read(page)
-    found = pagemap.scan(0, memory.start, memory.end, all_of=Category.PRESENT)
-    assert [first for first, _, _ in in_pages(found, memory)] == list(range(0, 3 * runs, 3))
+    with Memory(3 * runs + 5000, fill=False) as memory:
+        for page in range(0, 3 * runs, 3):
+            memory.read(page)
+        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        assert [first for first, _, _ in in_pages(found, memory)] == list(range(0, 3 * runs, 3))
 
 
 def test_scan_with_more_runs_than_one_call_takes() -> None:
     runs = pagemap._RUNS_A_CALL + 1000
-    memory = Memory(2 * runs)
-    for page in range(0, 2 * runs, 2):
-        memory.read(page)
-    found = pagemap.scan(0, memory.start, memory.end, all_of=Category.PRESENT)
-    assert np.array_equal(found["start"], memory.start + np.arange(0, 2 * runs, 2, dtype=np.uint64) * PAGE_SIZE)
-    assert np.array_equal(found["end"], found["start"] + np.uint64(PAGE_SIZE))
+    with Memory(2 * runs, fill=False) as memory:
+        for page in range(0, 2 * runs, 2):
+            memory.read(page)
+        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        assert np.array_equal(found["start"], memory.address + np.arange(0, 2 * runs, 2, dtype=np.uint64) * PAGE_SIZE)
+        assert np.array_equal(found["end"], found["start"] + np.uint64(PAGE_SIZE))
 
 
 def test_scan_joins_a_run_longer_than_one_call_takes() -> None:
     pages = 2 * pagemap._PAGES_A_CALL + 77
-    memory = Memory(pages)
-    memory.map.madvise(POPULATE_READ)
-    found = pagemap.scan(0, memory.start, memory.end, all_of=Category.PRESENT)
-    assert in_pages(found, memory) == [(0, pages, int(Category.PRESENT))]
+    with Memory(pages, fill=False) as memory:
+        memory.advise(POPULATE_READ)
+        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        assert in_pages(found, memory) == [(0, pages, int(Category.PRESENT))]
 
 
 def test_scan_of_a_hundred_million_holes_ends_at_once() -> None:
-    memory = Memory(10**8)
-    memory.write(10**8 - 1)
-    assert in_pages(pagemap.scan(0, memory.start, memory.end, all_of=Category.PRESENT), memory) == [
-        (10**8 - 1, 10**8, int(Category.PRESENT))
-    ]
+    with Memory(10**8, fill=False) as memory:
+        memory.write(10**8 - 1)
+        assert in_pages(pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT), memory) == [
+            (10**8 - 1, 10**8, int(Category.PRESENT))
+        ]
 
 
 def test_scan_of_huge_pages() -> None:
@@ -225,12 +207,12 @@ def test_scan_of_files() -> None:
 
 
 def test_scan_refuses_what_the_kernel_refuses() -> None:
-    memory = Memory(1)
-    with pytest.raises(KernelError, match="PAGEMAP_SCAN: Invalid argument") as raised:
-        pagemap.scan(0, memory.start, memory.end, all_of=1 << 40)
-    assert raised.value.errno == 22
-    with pytest.raises(KernelError, match="EFAULT"):
-        pagemap.scan(0, 2**63, 2**63 + PAGE_SIZE, all_of=Category.PRESENT)
+    with Memory(1, fill=False) as memory:
+        with pytest.raises(KernelError, match="PAGEMAP_SCAN: Invalid argument") as raised:
+            pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=1 << 40)
+        assert raised.value.errno == 22
+        with pytest.raises(KernelError, match="EFAULT"):
+            pagemap.scan(0, 2**63, 2**63 + PAGE_SIZE, all_of=Category.PRESENT)
 
 
 @pytest.mark.parametrize("pid", [-1, 2**30])
@@ -263,10 +245,10 @@ def test_memory_of_another_user() -> None:
 
 
 def test_no_descriptor_is_left_open() -> None:
-    memory = Memory(1)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (pathlib opens the folder itself)
-    for _ in range(5):
-        pagemap.entries(0, memory.start, 1)
-        with pytest.raises(KernelError):
-            pagemap.scan(0, memory.start, memory.end, all_of=1 << 40)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    with Memory(1, fill=False) as memory:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (pathlib opens the folder itself)
+        for _ in range(5):
+            pagemap.entries(0, memory.address, 1)
+            with pytest.raises(KernelError):
+                pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=1 << 40)
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

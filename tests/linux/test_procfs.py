@@ -174,6 +174,9 @@ def test_kind_of_devices() -> None:
         ("[anon_shmem:pool]", Kind.SHMEM),
         ("[stack:77]", Kind.STACK),
         ("[uprobes]", Kind.SPECIAL),
+        ("/secretmem (deleted)", Kind.SECRET),
+        ("/[kvm-gmem] (deleted)", Kind.DEVICE),
+        ("/secretmem/of/mine", Kind.FILE),
         ("/usr/bin/python", Kind.FILE),
         ("/devices/x", Kind.FILE),
         ("/anon_hugepage (deleted)", Kind.HUGETLB),
@@ -187,8 +190,43 @@ def test_kind_by_name_of_what_a_test_cannot_map(path: str, kind: Kind) -> None:
     assert procfs._mapping(line, procfs._kernel_mounts()).kind is kind
 
 
+def test_a_file_of_that_name_is_a_file() -> None:
+    line = "7f00-7f01 rw-s 00000000 08:01 1 /secretmem (deleted)"
+    assert procfs._mapping(line, {os.makedev(8, 1): Kind.FILE}).kind is Kind.FILE
+
+
+def test_kind_of_what_lies_on_mounts() -> None:
+    kinds = procfs._file_kinds(0)
+    assert kinds[Path("/sys").stat().st_dev] is kinds[Path("/proc").stat().st_dev] is Kind.DEVICE
+    assert kinds[Path("/dev/shm").stat().st_dev] is Kind.SHMEM
+
+
+def test_mappings_of_a_range() -> None:
+    everything = procfs.mappings()
+    third, fourth = everything[3:5]
+    assert procfs.mappings(0, third.start, fourth.start + 1) == [third, fourth]
+    assert procfs.mappings(0, third.start, third.start) == []
+
+
+@pytest.mark.parametrize("read", [procfs.mappings, procfs.smaps])
+def test_a_process_that_ends_while_its_mappings_are_read(
+    program: int, monkeypatch: pytest.MonkeyPatch, read: Callable[[int], object]
+) -> None:
+    """What was read of it until then is not all that it had."""
+    real = procfs._lines
+
+    def lines_then_end(pid: int, name: str) -> Iterator[str]:
+        yield from list(real(pid, name))[: 1 if name == "maps" else 30]
+        os.kill(pid, 9)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(procfs, "_lines", lines_then_end)
+    with pytest.raises(NoSuchProcess, match="has no memory any more"):
+        read(program)
+
+
 def test_what_can_move() -> None:
-    assert {kind for kind in Kind if not kind.movable} == {Kind.DEVICE, Kind.SPECIAL}
+    assert {kind for kind in Kind if not kind.movable} == {Kind.DEVICE, Kind.SECRET, Kind.SPECIAL}
 
 
 def test_smaps_of_locked_memory() -> None:

@@ -15,7 +15,7 @@ from support.memory import PAGE_SIZE, accounted
 
 import nexttouch as nt
 from nexttouch import Reason, placement
-from nexttouch.linux import mempolicy
+from nexttouch.linux import mempolicy, occupied, pagemap
 from nexttouch.live import eager
 from nexttouch.live.eager import MoveResult
 from nexttouch.live.pages import Pages
@@ -48,7 +48,8 @@ class Kernel:
 
     `where` has the node, or -errno, of each page. An attempt on a page fails as often as `held` says (its status is
     EBUSY) or `stuck` (the call returns a number, and the statuses of its run stay unwritten). `refused` has a status
-    that a page always gets; pages of `freed` are gone once they were tried; `room` is how many pages a node has left.
+    that a page always gets; pages of `freed` are gone once they were tried, and in swap if `swapped` has them, too;
+    `room` is how many pages a node has left.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -59,6 +60,7 @@ class Kernel:
         self.stuck: dict[int, float] = {}
         self.refused: dict[int, int] = {}
         self.freed: set[int] = set()
+        self.swapped: set[int] = set()
         self.room: dict[int, float] = {}
         self.page_cost = 1e-6
         self.call_cost = 1e-5
@@ -81,6 +83,11 @@ class Kernel:
             np.array(list(self.units.values()), np.uint32),
             np.array(list(self.where.values()), np.int32),
         )
+
+    def entries(self, _: int, start: int, pages: int) -> NDArray[np.uint64]:
+        """What pagemap shows of pages that are gone."""
+        words = [int(pagemap.SWAP) * (start + page * PAGE_SIZE in self.swapped) for page in range(pages)]
+        return np.array(words, np.uint64)
 
     def move_pages(
         self, _: int, addresses: NDArray[np.uint64], nodes: NDArray[np.int32] | None, flags: int = mempolicy.MOVE
@@ -152,6 +159,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def kernel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel(clock)
     monkeypatch.setattr(mempolicy, "move_pages", kernel.move_pages)
+    monkeypatch.setattr(pagemap, "entries", kernel.entries)
+    monkeypatch.setattr(occupied, "_in_swapped_mapping", lambda pid, addresses: np.ones(len(addresses), np.bool_))
     return kernel
 
 

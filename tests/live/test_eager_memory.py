@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import sys
 import threading
@@ -13,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.holders import in_a_pipe, while_a_child_shares
-from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads
+from support.memory import HUGE, PAGE_SIZE, WORDS, Memory, accounted, on_nodes, run_threads, settled
 from support.nodes import cpuset, filled
+from support.swap import page_out
 
 import nexttouch as nt
 from nexttouch import Reason
+from nexttouch.linux import pagecache
+from nexttouch.live.migration import Migration, Options
+from nexttouch.live.plan import make_plan
 
 # ---- memory of this machine ----
 
@@ -264,4 +269,75 @@ def test_nodes_that_are_full() -> None:
             assert set(result.left) == {Reason.TARGET_FULL}
             assert result.left[Reason.TARGET_FULL] == on_nodes(memory)[0]
             assert on_nodes(memory).get(1, 0) == room  # all that is for another node has moved
+        memory.check()
+
+
+# ---- pages in swap ----
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_pages_in_swap_are_counted_and_stay(swap: None, dry_run: bool) -> None:
+    with Memory(60) as memory:
+        memory.bind(0)
+        page_out(memory, 10, 20)
+        result = nt.move(memory.words, 0, dry_run=dry_run)
+        assert (result.pages, result.left) == (60, {Reason.AT_HOME: 40, Reason.SWAPPED: 20})
+        assert nt.where(memory.words).total.swapped == 20
+        memory.check()
+
+
+def test_pages_that_a_lazy_move_finds_in_swap(swap: None) -> None:
+    with Memory(60) as memory:
+        page_out(memory, 10, 20)
+        with nt.lazy(memory.words, 0, always=True) as migration:
+            pass
+        assert migration.stats.left == {Reason.SWAPPED: 20}
+        assert settled(migration.stats, 60)
+        memory.check()
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_shared_memory_in_swap_has_no_entries_and_is_counted(
+    swap: None, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells how much of a mapping is in swap; of a part of it, what does not fit into the rest."""
+    nothing = np.zeros(60, np.bool_)
+    monkeypatch.setattr(pagecache, "_in_memory", lambda start, pages: nothing[:pages])  # not in the swap cache either
+    with Memory(60, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory.bind(0)
+        page_out(memory, 0, 40, shared=True)
+        part, swapped = memory.part(first, 60 - first), 40 - first
+        assert nt.where(part).total.swapped == swapped
+        for dry_run in (True, False):
+            result = nt.move(part, 0, dry_run=dry_run)
+            assert (result.pages, result.left) == (20 + swapped, {Reason.AT_HOME: 20, Reason.SWAPPED: swapped})
+        with nt.lazy(part, 0) as migration:
+            pass
+        assert migration.stats.left == {Reason.AT_HOME: 20, Reason.SWAPPED: swapped}
+        memory.check()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_shared_memory_that_is_in_swap_and_in_memory_still_is_counted_once(swap: None, dry_run: bool) -> None:
+    with Memory(60, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as memory:
+        memory.bind(0)
+        page_out(memory, 0, 40, shared=True)
+        result = nt.move(memory.words, 0, dry_run=dry_run)
+        assert accounted(result)
+        assert (result.pages, result.moved) == (60, 0)
+        assert result.left[Reason.AT_HOME] >= 20
+        memory.check()
+
+
+def test_pages_that_go_to_swap_before_their_turn(swap: None) -> None:
+    with Memory(60) as memory:
+        span = [(memory.address, memory.at(60))]
+        plan = make_plan(0, span, (0,), mechanism="write_protect", always=True)
+        page_out(memory, 10, 20)
+        memory.advise(mmap.MADV_DONTNEED, 50, 2)
+        with Migration(plan, Options()) as migration:
+            pass
+        assert migration.stats.left == {Reason.SWAPPED: 20, Reason.ABSENT: 2}
+        assert settled(migration.stats, 60)
+        memory.part(50, 2)[:] = memory.expected.reshape(60, WORDS)[50:52].ravel()
         memory.check()

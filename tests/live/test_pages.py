@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HUGE, PAGE_SIZE, Memory, more_hugetlb
+from support.memory import HUGE, PAGE_SIZE, Memory, libc, more_hugetlb
 
 import nexttouch as nt
-from nexttouch.linux import mempolicy, pagemap
-from nexttouch.live.pages import HUGE_PAGES, Pages, find, find_each
+from nexttouch.linux import mempolicy, pagemap, procfs
+from nexttouch.live.pages import HUGE_PAGES, Pages, explained, find, find_each, find_mapped, reasons
+from nexttouch.live.plan import make_plan
 
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
 MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
@@ -196,3 +201,78 @@ def test_nodes_page_by_page() -> None:
         assert found.nodes.tolist() == [page * 7 % 4 for page in range(120)]
         assert found.by_node() == dict.fromkeys(range(4), 30)
         memory.check()
+
+
+# ---- what the kernel never migrates ----
+
+
+@contextmanager
+def secret(pages: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Memory of memfd_secret(2), filled."""
+    descriptor = libc.syscall(447, 0)  # memfd_secret, on every architecture
+    if descriptor < 0:
+        pytest.skip("a kernel without memfd_secret")
+    os.ftruncate(descriptor, pages * PAGE_SIZE)
+    memory = mmap.mmap(descriptor, pages * PAGE_SIZE)
+    os.close(descriptor)
+    memory[:] = b"secret!!" * (len(memory) // 8)
+    yield np.frombuffer(memory, np.uint8)
+
+
+def test_secret_memory_is_not_movable_and_that_is_known_at_once() -> None:
+    with secret(8) as array:
+        address = array.ctypes.data
+        assert [mapping.kind for mapping in procfs.mappings(0, address, address + 1)] == [procfs.Kind.SECRET]
+        assert nt.where(array).total.unmovable == 8
+        movable, fixed, _ = find_mapped(0, address, address + 8 * PAGE_SIZE)
+        assert (movable.count, fixed.count) == (0, 8)
+        assert make_plan(0, [(address, address + 8 * PAGE_SIZE)], (), always=True).left == {nt.Reason.UNSUITABLE: 8}
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_secret_memory_stays(dry_run: bool) -> None:
+    with secret(8) as array:
+        other = (find(0, array.ctypes.data, array.ctypes.data + PAGE_SIZE).nodes[0] + 1) % 4
+        result = nt.move(array, other, dry_run=dry_run)
+        assert (result.moved, result.left, result.longest_call) == (0, {nt.Reason.UNSUITABLE: 8}, 0.0)
+        assert sum(result.by_node.values()) == 8
+
+
+def test_the_code_of_the_kernel_is_fixed() -> None:
+    (vdso,) = (mapping for mapping in procfs.mappings() if mapping.path == "[vdso]")
+    movable, fixed, _ = find_mapped(0, vdso.start, vdso.end)
+    assert (movable.count, fixed.count) == (0, find(0, vdso.start, vdso.end).count)
+    everything = find_mapped(os.getpid())
+    assert vdso.start in everything[1].addresses
+    assert vdso.start not in everything[0].addresses
+
+
+def test_only_what_is_asked_for_is_found() -> None:
+    with Memory(20) as memory:
+        memory.protect(mmap.PROT_READ, 5, 5)  # three mappings
+        movable, fixed, _ = find_mapped(0, memory.at(3), memory.at(12))
+        assert movable.addresses.tolist() == [memory.at(page) for page in range(3, 12)]
+        assert not len(fixed)
+
+
+def test_a_page_of_hugetlb_that_is_covered_in_part() -> None:
+    with more_hugetlb(2) as reserved:
+        if reserved < 2:
+            pytest.skip("the kernel has no huge pages of hugetlb")
+        with Memory(2 * HUGE, fill=False, huge=True, flags=MAP_SHARED | MAP_ANONYMOUS | 0x40000) as memory:
+            memory.words[:: HUGE * PAGE_SIZE // 8] = 1
+            movable, _, _ = find_mapped(0, memory.at(7), memory.at(9))
+            assert as_list(movable) == [(memory.at(0), HUGE, node_of(memory.at(0)))]
+
+
+def test_an_entry_without_a_page_of_memory_is_told_from_a_page_that_has_gone() -> None:
+    with Memory(3) as memory:
+        addresses = np.array([memory.at(2), memory.at(0), memory.at(1)], np.uint64)
+        memory.advise(MADV_DONTNEED, 1, 1)
+        status = np.array([-errno.ENOENT, 3, -errno.ENOENT], np.int32)
+        assert explained(0, addresses, status).tolist() == [-errno.EFAULT, 3, -errno.ENOENT]
+        assert reasons(explained(0, addresses, status)[[0, 2]], np.array([1, 512], np.uint32)) == {
+            nt.Reason.UNSUITABLE: 1,
+            nt.Reason.ABSENT: 512,
+        }

@@ -35,6 +35,7 @@ __all__ = [
     "WORDS",
     "Memory",
     "accounted",
+    "checked",
     "in_child",
     "libc",
     "more_hugetlb",
@@ -137,6 +138,26 @@ class Memory:
     def part(self, first: int, count: int) -> NDArray[np.uint64]:
         """The words of `count` pages from page `first` on."""
         return self.words[first * WORDS : (first + count) * WORDS]
+
+    def write(self, *pages: int) -> None:
+        """Store to each of these pages."""
+        for page in pages:
+            self.table[page, 0] = 1
+
+    def read(self, *pages: int) -> None:
+        """Load from each of these pages."""
+        for page in pages:
+            _ = int(self.table[page, 0])
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """All of it, byte by byte."""
+        return self.words.view(np.uint8)
+
+    @property
+    def addresses(self) -> NDArray[np.uint64]:
+        """Address of each page."""
+        return self._addresses(0, None)
 
     def advise(self, advice: int, first: int = 0, count: int | None = None) -> None:
         """madvise(2) for `count` pages from page `first` on."""

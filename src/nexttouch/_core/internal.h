@@ -66,7 +66,7 @@ enum nt_reason {
 	NT_UNSUITABLE,         /* the mapping forbids it */
 	NT_STRANDED,           /* could not be put back: its contents are kept in the shadow */
 	NT_SWAPPED = 47,
-	NT_TARGET_GONE = 48,   /* the target node may not be used any more */
+	NT_TARGET_GONE = 49,   /* the target node may not be used any more */
 };
 
 struct segment {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InvalidArgument, NexttouchError
+from ..printable import printable
 from .paragraphs import Paragraphs
 
 __all__ = ["COMMANDS", "INTERRUPTED", "main"]
@@ -37,15 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` (default: those of the process) name; return the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     _open_closed_streams()
+    _let_every_character_pass()
     try:
         options = _parser(given).parse_args(given)
         status = int(options.run(options))
         sys.stdout.flush()
     except NexttouchError as error:
-        print(f"nexttouch: {_message(error)}", file=sys.stderr)
+        _complain(_message(error))
         return error.exit_code
     except MemoryError as error:
-        print(f"nexttouch: there is not enough memory for that: {error}", file=sys.stderr)
+        _complain(f"there is not enough memory for that: {error}")
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is at work is cancelled at exit: once is enough
@@ -55,9 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # the output could not be written, to a full disk for example
         _discard_output()
-        print(f"nexttouch: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     return status
+
+
+def _complain(text: str) -> None:
+    print("nexttouch: " + "\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def _message(error: NexttouchError) -> str:
@@ -77,6 +84,12 @@ def _open_closed_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+def _let_every_character_pass() -> None:
+    """What the output's encoding lacks is written out, as on standard error, instead of ending the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..linux import procfs
 from ..linux.syscall import PAGE_SIZE
+from ..printable import printable
 from ..quantities import format_count, format_size
 from .paragraphs import Paragraphs
 
@@ -23,10 +24,11 @@ Print on which NUMA nodes the memory of a process is. Nothing is moved and the p
   no node     present, but the kernel names no node: gone meanwhile, or memory of a device
   zero page   read before it was ever written: the one page of zeros that all share
   swapped     in swap, or being migrated at this moment
-  untouched   mapped, but no page there: never touched, or given back
+  untouched   mapped, but no page there: never touched by this process, given back, or a guard
 
 Of the present pages, those in huge pages are counted again as "huge", those mapped more than once (they move only
-when all their users may be disturbed) as "shared", those of the kernel and of drivers as "unmovable"."""
+when all their users may be disturbed) as "shared", those of the kernel, of drivers and of memfd_secret(2) as
+"unmovable"."""
 
 _EXAMPLE = """\
 example:
@@ -51,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="print one JSON object: pid, page_size (bytes), pages (= present + zero + swapped + holes), by_node, "
         "unknown (no node), holes (untouched), huge, shared, unmovable, all in pages; with --mappings also mappings, "
-        "each with start, end, kind, path and the same counts",
+        "each with start, end, kind, path (what is not printable as \\xNN) and the same counts",
     )
     parser.set_defaults(run=run)
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_json(found, options.mappings)))
         return 0
-    print(f"process {found.pid} ({procfs.status(found.pid).name})\n{found}")
+    print(f"process {found.pid} ({printable(procfs.status(found.pid).name)})\n{found}")
     if options.mappings:
         print(f"\n{_mappings(found)}")
     return 0
@@ -91,7 +93,7 @@ def _row(part: MappingPlacement, nodes: list[int]) -> tuple[str, ...]:
     by_node = [counts.by_node.get(node, 0) for node in nodes]
     numbers = [*by_node, counts.unknown + counts.zero + counts.swapped, counts.huge or 0, counts.shared]
     sizes = [format_size(number * PAGE_SIZE) if number else "-" for number in numbers]
-    return (f"{part.start:x}-{part.end:x}", part.mapping.kind.value, *sizes, part.mapping.path)
+    return (f"{part.start:x}-{part.end:x}", part.mapping.kind.value, *sizes, printable(part.mapping.path))
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

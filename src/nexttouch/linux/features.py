@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import FeatureMissing, KernelError, NotPermitted
+from ..printable import printable
 from . import mempolicy, nodes, procfs
+from .mounts import check_proc
 from .pidfd import pidfd_getfd, pidfd_open
 from .ptrace import ARCHITECTURES, restriction
-from .syscall import MACHINE, PAGE_SIZE, forbidden, try_call
+from .syscall import MACHINE, PAGE_SIZE, forbidden, read_file, try_call
 from .userfaultfd import DEVICE, Feature, Mode, Userfaultfd, available_features
 
 __all__ = ["Condition", "Mechanism", "Probe", "conditions", "mechanisms", "probe"]
@@ -94,7 +96,7 @@ def mechanisms(probed: Iterable[Probe]) -> tuple[Mechanism, ...]:
 
 def _mechanism(name: str, found: dict[str, Probe]) -> Mechanism:
     purpose, needs = _MECHANISMS[name]
-    for lacking in (found[need] for need in needs if not found[need].available):
+    for lacking in (found[need] for need in (*needs, *_NEEDED_BY_ALL) if not found[need].available):
         return Mechanism(name, purpose, False, f"{lacking.name}: {lacking.reason}", lacking.remedy)
     return Mechanism(name, purpose, True)
 
@@ -245,7 +247,7 @@ def _migrate_pages() -> None:
     # From no node to all: there is nothing to move.
     empty, allowed = (ctypes.c_ulong * 16)(), (ctypes.c_ulong * 16)()
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)
-    for node in procfs.status().mems_allowed:
+    for node in mempolicy.mems_allowed():
         allowed[node // bits] |= 1 << node % bits
     _call("migrate_pages", 0, 16 * bits, empty, allowed)
 
@@ -344,9 +346,10 @@ def _opened_pagemap() -> Iterator[int]:
     except PermissionError:
         reason = "this process is protected from its own user (not dumpable)"
         raise FeatureMissing("pagemap", reason, "start it as the user it runs as, or run as root") from None
+    except FileNotFoundError as error:
+        raise procfs.access_error(0, error) from None
     except OSError as error:
-        reason = error.strerror or "it cannot be opened"
-        raise FeatureMissing("pagemap", reason, "use a kernel with CONFIG_PROC_PAGE_MONITOR") from None
+        raise KernelError("pagemap", error.errno or 0) from None
     try:
         yield pagemap
     finally:
@@ -357,16 +360,25 @@ _PAGEMAP_SCAN, _IS_PRESENT = 0xC0606610, 1 << 3  # include/uapi/linux/fs.h
 
 
 def _numa_maps() -> None:
+    check_proc()
     if not Path("/proc/self/numa_maps").exists():
         raise FeatureMissing("numa_maps", "this kernel knows no NUMA nodes", "use a kernel with CONFIG_NUMA")
 
 
+def _list_nodes() -> None:
+    for read in (nodes.online, nodes.possible, nodes.has_memory):
+        read()
+
+
+_PROC, _SYS = "/proc", "/sys"
 _PERMISSIONS: tuple[tuple[str, str, Callable[[], None]], ...] = (
     ("userfaultfd", "catch page faults, those of system calls too", _full_userfaultfd),
     (str(DEVICE), "catch page faults of programs without privileges (attach)", _device),
     ("userfaultfd, user mode", "catch page faults where system calls never touch the memory", _user_mode),
 )
 _CALLS: tuple[tuple[str, str, Callable[[], None]], ...] = (
+    (_PROC, "name processes, and see their memory", check_proc),
+    (_SYS, "know which nodes there are", _list_nodes),
     ("move_pages", "move pages, and ask where they are", _move_pages),
     ("move_pages MOVE_ALL", "move pages that several processes map", _move_shared_pages),
     ("migrate_pages", "compare with what migratepages(8) does", _migrate_pages),
@@ -382,6 +394,7 @@ _CALLS: tuple[tuple[str, str, Callable[[], None]], ...] = (
     ("PAGEMAP_SCAN", "find pages without reading every entry", _scan),
     ("numa_maps", "see where a process's pages are", _numa_maps),
 )
+_NEEDED_BY_ALL = ("pagemap", _SYS)
 _MECHANISMS = {
     "eager": ("everything movable, now", ("move_pages",)),
     "relocate": (
@@ -402,7 +415,7 @@ _MECHANISMS = {
     ),
     "attach": (
         "another program's anonymous memory, when it is written; shared memory as write_protect",
-        ("ptrace", "pidfd_getfd", "userfaultfd", "userfaultfd PAGEFAULT_FLAG_WP", "move_pages", "pagemap"),
+        ("ptrace", "pidfd_getfd", "userfaultfd", "userfaultfd PAGEFAULT_FLAG_WP", "move_pages", _PROC),
     ),
 }
 
@@ -450,15 +463,18 @@ def _memory(pages: int) -> Iterator[tuple[mmap.mmap, int]]:
 def _nodes() -> Condition:
     try:
         found = nodes.has_memory()
-    except OSError:
-        return Condition("nodes with memory", "unknown", False, "sysfs does not show any NUMA node")
+    except FeatureMissing as error:
+        return Condition("nodes with memory", "unknown", False, f"{error.reason}; {error.remedy}")
     note = "" if len(found) > 1 else "nothing to migrate between; nexttouch lab starts a virtual machine with four"
     return Condition("nodes with memory", nodes.format_list(found), len(found) > 1, note)
 
 
 def _cpuset() -> Condition:
-    allowed = procfs.status().mems_allowed
-    with suppress(OSError):
+    try:
+        allowed = mempolicy.mems_allowed()
+    except (FeatureMissing, KernelError) as error:
+        return Condition("nodes allowed (cpuset)", "unknown", False, str(error))
+    with suppress(FeatureMissing):
         forbidden = tuple(node for node in nodes.has_memory() if node not in allowed)
         if forbidden:
             out = nodes.format_list(forbidden)
@@ -470,20 +486,23 @@ def _cpuset() -> Condition:
 def _balancing() -> Condition:
     value = _first_line("/proc/sys/kernel/numa_balancing")
     if value in ("", "0"):
-        return Condition("NUMA balancing", "off" if value else "not in this kernel", True)
+        return Condition("NUMA balancing", "off" if value else _absent("/proc/sys/kernel"), True)
     note = "the kernel moves pages to who uses them, also back; sysctl kernel.numa_balancing=0 stops it"
     return Condition("NUMA balancing", "on" if value == "1" else f"mode {value}", False, note)
 
 
 def _huge_pages() -> Condition:
     words = _first_line("/sys/kernel/mm/transparent_hugepage/enabled")
-    value = words.partition("[")[2].partition("]")[0] or "not in this kernel"
+    value = words.partition("[")[2].partition("]")[0] or _absent("/sys/kernel/mm")
     note = "a lazy move splits huge pages that are not moved as a whole" if value == "always" else ""
     return Condition("transparent huge pages", value, True, note)
 
 
 def _swap() -> Condition:
-    areas = Path("/proc/swaps").read_text(encoding="utf-8").count("\n") - 1
+    text = _text("/proc/swaps")
+    areas = text.count("\n") - 1
+    if not text:
+        return Condition("swap", _absent("/proc/meminfo"), True)
     if areas <= 0:
         return Condition("swap", "none", True)
     note = "pages that are swapped out have no node; they come back where the policy says"
@@ -491,21 +510,37 @@ def _swap() -> Condition:
 
 
 def _confinement() -> Condition:
-    confined = procfs.status().seccomp != 0
+    try:
+        confined = procfs.status().seccomp != 0
+    except FeatureMissing:
+        return Condition("seccomp filter", _UNKNOWN, True)
     note = "system calls may be forbidden; what is, is listed above" if confined else ""
     return Condition("seccomp filter", "yes" if confined else "no", not confined, note)
 
 
 def _control_group() -> Condition:
-    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    lines = _text("/proc/self/cgroup").split("\n")
     path = next((line[3:] for line in lines if line.startswith("0::")), "")
     limit = _first_line(f"/sys/fs/cgroup{path}/memory.max")
     note = f"memory.max is {limit} bytes: frames for relocating count too" if limit.isdigit() else ""
-    return Condition("control group", path or "none", True, note)
+    return Condition("control group", printable(path) or "none", True, note)
+
+
+_UNKNOWN = "unknown"
+
+
+def _absent(place: str) -> str:
+    """What it means that a file is not there: a kernel without it shows `place`, a masked /proc or /sys does not."""
+    return "not in this kernel" if Path(place).exists() else _UNKNOWN
 
 
 def _first_line(path: str) -> str:
+    return _text(path).partition("\n")[0].strip()
+
+
+def _text(path: str) -> str:
+    """What the file holds; nothing where it is not there, or not for this user."""
     try:
-        return Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
+        return os.fsdecode(read_file(path))
     except OSError:
         return ""

@@ -2,8 +2,8 @@
 
 Sources: Documentation/ABI/stable/sysfs-devices-node, Documentation/admin-guide/mm/numaperf.rst,
 Documentation/ABI/testing/sysfs-kernel-mm-memory-tiers. Every function takes the root of a sysfs tree, so that a copy
-of another machine's can be read; a file that is missing raises FileNotFoundError, which `nexttouch.topology` turns
-into words.
+of another machine's can be read. Without a list of nodes there is no sysfs, or a masked one: FeatureMissing says so. A
+file of one node that is missing raises FileNotFoundError: nodes come and go.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .mounts import no_sysfs
 from .syscall import read_file
 
 __all__ = [
@@ -81,23 +82,27 @@ def format_list(numbers: Iterable[int]) -> str:
 
 
 def online(root: Path = SYSFS) -> tuple[int, ...]:
-    """Nodes that are there now."""
-    return parse_list(_read(_nodes(root) / "online"))
+    """Nodes that are there now.
+
+    Raises:
+        FeatureMissing: sysfs does not tell; so `possible`, `has_memory` and `has_cpu`.
+    """
+    return _list(root, "online")
 
 
 def possible(root: Path = SYSFS) -> tuple[int, ...]:
     """Nodes that could come online without a reboot; on many servers more than the machine has sockets."""
-    return parse_list(_read(_nodes(root) / "possible"))
+    return _list(root, "possible")
 
 
 def has_memory(root: Path = SYSFS) -> tuple[int, ...]:
     """Nodes with memory, thus those that can take pages."""
-    return parse_list(_read(_nodes(root) / "has_memory"))
+    return _list(root, "has_memory")
 
 
 def has_cpu(root: Path = SYSFS) -> tuple[int, ...]:
     """Nodes with at least one CPU online."""
-    return parse_list(_read(_nodes(root) / "has_cpu"))
+    return _list(root, "has_cpu")
 
 
 def cpus(node: int, root: Path = SYSFS) -> tuple[int, ...]:
@@ -142,6 +147,17 @@ def tiers(root: Path = SYSFS) -> dict[int, int]:
 
 def _nodes(root: Path) -> Path:
     return root / "devices/system/node"
+
+
+def _list(root: Path, name: str) -> tuple[int, ...]:
+    path = _nodes(root) / name
+    try:
+        found = parse_list(_read(path))
+    except (OSError, ValueError):
+        found = ()
+    if not found:  # an empty file is one that hides another
+        raise no_sysfs("the list of NUMA nodes", path)
+    return found
 
 
 def _node(root: Path, node: int) -> Path:

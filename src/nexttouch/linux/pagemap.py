@@ -24,6 +24,7 @@ from .syscall import PAGE_SIZE
 __all__ = [
     "EXCLUSIVE",
     "FILE",
+    "GUARD",
     "PFN",
     "PRESENT",
     "RUN",
@@ -35,14 +36,17 @@ __all__ = [
     "frames",
     "joined",
     "scan",
+    "swapped",
 ]
 
 PRESENT = np.uint64(1 << 63)
 """The entry maps a frame."""
 SWAP = np.uint64(1 << 62)
-"""The page is in swap, or being migrated at this moment."""
+"""The entry is not present and not empty: in swap, being migrated at this moment, or a marker without a page."""
 FILE = np.uint64(1 << 61)
 """The page is of a file or of shared memory."""
+GUARD = np.uint64(1 << 58)
+"""The entry is a guard without a page (MADV_GUARD_INSTALL, Linux 6.13; the bit came with 6.15)."""
 UFFD_WP = np.uint64(1 << 57)
 """The entry is write-protected through userfaultfd (Linux 5.13)."""
 EXCLUSIVE = np.uint64(1 << 56)
@@ -51,6 +55,8 @@ SOFT_DIRTY = np.uint64(1 << 55)
 """The page was written since soft-dirty bits were cleared, on kernels with CONFIG_MEM_SOFT_DIRTY."""
 PFN = np.uint64((1 << 55) - 1)
 """The bits that hold the frame number of a present page; they read 0 without CAP_SYS_ADMIN."""
+_SWAP_TYPE = np.uint64((1 << 5) - 1)  # MAX_SWAPFILES_SHIFT: the area of a page in swap, with its offset above
+_MARKER = np.uint64(31)  # SWP_PTE_MARKER, the last type since Linux 5.19: write-protected, poisoned, a guard
 
 
 class Category(IntFlag):
@@ -107,6 +113,17 @@ def entries(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
                 break
             done += got
     return words
+
+
+def swapped(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of these pagemap words are of pages in swap, or being migrated, rather than markers without a page.
+
+    Without CAP_SYS_ADMIN the kernel blanks the bits by which the markers of userfaultfd are known (`PFN`; those of a
+    page in swap are never all 0): all words with `SWAP` and without `GUARD` are then said to be swapped.
+    """
+    marker = (words & GUARD != 0) | (words & _SWAP_TYPE == _MARKER)
+    found: NDArray[np.bool_] = (words & SWAP != 0) & ~marker
+    return found
 
 
 def frames(pid: int, start: int, pages: int) -> NDArray[np.uint64]:

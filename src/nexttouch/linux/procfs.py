@@ -14,7 +14,9 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from ..errors import KernelError, NoSuchProcess, NotPermitted
+from ..errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
+from .capabilities import SYS_PTRACE, capable
+from .mounts import no_proc
 from .nodes import parse_list
 from .syscall import PAGE_SIZE, read_file
 
@@ -34,6 +36,7 @@ __all__ = [
     "smaps",
     "start_time",
     "status",
+    "swap_is_used",
     "threads",
     "with_memory",
 ]
@@ -43,7 +46,6 @@ _OF_ITS_OWN = (
     "it is protected from itself (not dumpable), as processes are that have changed their user; call "
     "prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE"
 )
-_CAP_SYS_PTRACE = 1 << 19  # include/uapi/linux/capability.h
 _PF_KTHREAD = 0x200000  # include/linux/sched.h
 
 
@@ -57,12 +59,13 @@ class Kind(StrEnum):
     SHMEM = "shmem"
     HUGETLB = "hugetlb"
     DEVICE = "device"
+    SECRET = "secret"
     SPECIAL = "special"
 
     @property
     def movable(self) -> bool:
-        """False for memory of drivers and of the kernel itself (vdso, vvar), which has no page to migrate."""
-        return self not in {Kind.DEVICE, Kind.SPECIAL}
+        """False for what the kernel never migrates: memory of drivers, of its own (vdso, vvar), and memfd_secret(2)."""
+        return self not in {Kind.DEVICE, Kind.SECRET, Kind.SPECIAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +141,23 @@ class Status:
     mems_allowed: tuple[int, ...]
 
 
-def mappings(pid: int = 0) -> list[Mapping]:
-    """Return the mappings of process `pid`, by ascending address.
+def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
+    """Return the mappings of process `pid` that overlap [start, end), by ascending address.
 
     Raises:
         NoSuchProcess: also for a zombie, which has no memory any more.
         NotPermitted: see the head of the module; also for a kernel thread, which has no memory of its own.
     """
-    kinds = _file_kinds(pid)
-    return [_mapping(line, kinds) for line in _lines(pid, "maps")]
+    kinds, found = _file_kinds(pid), []
+    for line in _lines(pid, "maps"):
+        low, high = _bounds(line)
+        if low >= end:
+            break
+        if start < high:
+            found.append(_mapping(line, kinds))
+    else:
+        _check_complete(pid)
+    return found
 
 
 def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
@@ -160,7 +171,7 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
     kinds, found = _file_kinds(pid), []
     lines = _lines(pid, "smaps")
     for head in lines:
-        low, high = (int(word, 16) for word in head.split(" ", 1)[0].split("-"))
+        low, high = _bounds(head)
         if low >= end:
             break
         fields: dict[str, str] = {}
@@ -170,13 +181,28 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
                 fields[key] = value
                 if key == _LAST_OF_SMAPS:
                     break
-        if start < high:
+        if start < high and _LAST_OF_SMAPS in fields:
             found.append(_smap(_mapping(head, kinds), fields))
+    else:
+        _check_complete(pid)
     return found
 
 
 _LAST_OF_SMAPS = "VmFlags"
 _OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", _LAST_OF_SMAPS)
+
+
+def swap_is_used() -> bool:
+    """Whether anything on this machine is in swap; True, too, where /proc/swaps is hidden.
+
+    >>> swap_is_used() in (True, False)
+    True
+    """
+    try:
+        _, *areas = os.fsdecode(read_file("/proc/swaps")).splitlines()
+    except (OSError, ValueError):
+        return True
+    return any(area.split()[-2] != "0" for area in areas)  # file name, type, size, used, priority
 
 
 def numa_maps(pid: int = 0) -> list[NumaMap]:
@@ -243,8 +269,13 @@ def directory(pid: int) -> Path:
     return Path("/proc", str(pid) if pid else "self")
 
 
-def access_error(pid: int, error: OSError) -> NoSuchProcess | NotPermitted | KernelError:
+def access_error(pid: int, error: OSError) -> FeatureMissing | NoSuchProcess | NotPermitted | KernelError:
     """Make the typed error for `error`, which an access to a file of process `pid` in /proc has raised."""
+    if isinstance(error, FileNotFoundError) and directory(pid).exists():
+        remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR and CONFIG_NUMA"
+        return FeatureMissing(str(error.filename), "this kernel does not have it", remedy)
+    if isinstance(error, FileNotFoundError) and not pid:
+        return no_proc()
     if isinstance(error, FileNotFoundError | ProcessLookupError):
         return NoSuchProcess(pid) if isinstance(error, FileNotFoundError) else _ended(pid)
     if isinstance(error, PermissionError):
@@ -259,8 +290,7 @@ def not_permitted(pid: int) -> NotPermitted:
 
 def privilege() -> str:
     """What would let this process see the memory of others; or, if it has that, what else stands in the way."""
-    (capabilities,) = re.findall(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if int(capabilities, 16) & _CAP_SYS_PTRACE:
+    if capable(SYS_PTRACE):
         return "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
     return "run as root or with CAP_SYS_PTRACE"
 
@@ -298,20 +328,29 @@ def _lines(pid: int, name: str) -> Iterator[str]:
     raise _without_memory(pid)
 
 
+# The list of one that ends meanwhile ends somewhere, without an error.
+def _check_complete(pid: int) -> None:
+    if not has_memory(pid):
+        raise _ended(pid)
+
+
 def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:
     if int(_stat(pid)[9 - 3]) & _PF_KTHREAD:
         return NotPermitted(pid, "it is a kernel thread, which has no memory of its own")
     return _ended(pid)
 
 
+def _bounds(line: str) -> tuple[int, int]:
+    start, _, end = line.partition(" ")[0].partition("-")
+    return int(start, 16), int(end, 16)
+
+
 def _mapping(line: str, kinds: dict[int, Kind]) -> Mapping:
-    addresses, access, offset, device, inode, *path = line.split(None, 5)
-    start, _, end = addresses.partition("-")
+    _, access, offset, device, inode, *path = line.split(None, 5)
     major, _, minor = device.partition(":")
     number, name = os.makedev(int(major, 16), int(minor, 16)), path[0] if path else ""
     return Mapping(
-        int(start, 16),
-        int(end, 16),
+        *_bounds(line),
         access[0] == "r",
         access[1] == "w",
         access[2] == "x",
@@ -326,7 +365,7 @@ def _mapping(line: str, kinds: dict[int, Kind]) -> Mapping:
 
 def _kind(path: str, device: int, kinds: dict[int, Kind]) -> Kind:
     if path.startswith("/") and not _DEVICE.match(path):
-        return kinds.get(device, Kind.FILE)
+        return kinds.get(device) or _UNMOUNTED.get(path.removesuffix(" (deleted)"), Kind.FILE)
     if not path or path.startswith("[anon:") or path == "/dev/zero":
         return Kind.ANONYMOUS
     return _NAMED.get(path.partition(":")[0]) or (Kind.SPECIAL if path.startswith("[") else Kind.DEVICE)
@@ -335,29 +374,34 @@ def _kind(path: str, device: int, kinds: dict[int, Kind]) -> Kind:
 # A driver's file: below /dev, except shared memory and huge pages that are mounted there. "/dev/zero (deleted)" is what
 # the kernel calls shared anonymous memory. Files without a folder ("anon_inode:[perf_event]") are drivers' too.
 _DEVICE = re.compile(r"/dev/(?!shm/|hugepages|zero \(deleted\))|/dmabuf:")
+# Files of the kernel's own file systems that are mounted nowhere: elsewhere these are names like any other.
+_UNMOUNTED = {"/secretmem": Kind.SECRET, "/[kvm-gmem]": Kind.DEVICE}
 _NAMED = {"[heap]": Kind.HEAP, "[stack]": Kind.STACK, "[stack": Kind.STACK, "[anon_shmem": Kind.SHMEM}
 
 
 def _file_kinds(pid: int) -> dict[int, Kind]:
-    """Kind by device, for the file systems that live in memory: the kernel's own mounts and those the process sees.
+    """Kind by device, for the kernel's own file systems in memory and for all that the process sees mounted.
 
     /proc/PID/maps does not say what a file is, and names do not either: a memfd can be of huge pages.
     """
     kinds = dict(_kernel_mounts())
     try:
         lines = _text(pid, "mountinfo").split("\n")
-    except (NoSuchProcess, NotPermitted, KernelError):
+    except (FeatureMissing, NoSuchProcess, NotPermitted, KernelError):
         return kinds  # a zombie has no mounts; what follows will say so
     for line in lines:
         before, _, after = line.partition(" - ")
-        kind = _IN_MEMORY.get(after.partition(" ")[0])
-        if kind:
+        if after:
             major, _, minor = before.split(" ")[2].partition(":")
-            kinds[os.makedev(int(major), int(minor))] = kind
+            kinds[os.makedev(int(major), int(minor))] = _OF_SYSTEMS.get(after.partition(" ")[0], Kind.FILE)
     return kinds
 
 
-_IN_MEMORY = {"tmpfs": Kind.SHMEM, "devtmpfs": Kind.SHMEM, "hugetlbfs": Kind.HUGETLB}
+# What of these can be mapped at all is memory of devices or of the kernel: a card's registers, a trace's buffer.
+_OF_THE_KERNEL = ("sysfs", "proc", "tracefs", "debugfs", "selinuxfs", "resctrl", "bpf", "configfs", "binder")
+_OF_SYSTEMS = {"tmpfs": Kind.SHMEM, "devtmpfs": Kind.SHMEM, "hugetlbfs": Kind.HUGETLB} | dict.fromkeys(
+    _OF_THE_KERNEL, Kind.DEVICE
+)
 
 
 @cache
@@ -396,7 +440,7 @@ def _kib(value: str | None) -> int:
 
 
 # "START POLICY [file=NAME|heap|stack] [huge] KEY=COUNT...": a policy may contain spaces ("prefer (many):0").
-_NUMA_LINE = re.compile(r"([0-9a-f]+) (.+?)(?: (?:file=\S*|heap|stack))?(?: huge)?((?: \w+=\d+)*) *")
+_NUMA_LINE = re.compile(r"([0-9a-f]+) (.+?)(?: (?:file=[^ ]*|heap|stack))?(?: huge)?((?: \w+=\d+)*) *")
 
 
 def _numa_map(line: str) -> NumaMap:

@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import KernelError, NoSuchProcess, NotPermitted, TargetRefused
+from .capabilities import SYS_PTRACE, capable
 from .syscall import MACHINE
 
 __all__ = ["ARCHITECTURES", "Architecture", "StoppedThread", "restriction"]
@@ -444,23 +445,17 @@ def restriction() -> str:
         return "a seccomp filter forbids ptrace(2); allow it in the container's profile (docker: --cap-add SYS_PTRACE)"
     try:
         scope = int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii"))
-    except FileNotFoundError:
+    except (OSError, ValueError):  # not there, or masked
         scope = 0
     if scope == 3:
         return "kernel.yama.ptrace_scope is 3, so nobody may trace until the next boot; boot with a lower one"
-    if scope and not _has_capability(_CAP_SYS_PTRACE):
+    if scope and not capable(SYS_PTRACE):
         whom = "its parent" if scope == 1 else "root"
         return f"kernel.yama.ptrace_scope is {scope}, so a process may only be traced by {whom}; {_AS_ROOT}"
     return ""
 
 
 _AS_ROOT = "run as root or with CAP_SYS_PTRACE"
-_CAP_SYS_PTRACE = 19
-
-
-def _has_capability(number: int) -> bool:
-    fields = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
-    return bool(int(fields["CapEff"], 16) >> number & 1)
 
 
 def _signal_of(stop: int) -> int:

@@ -22,8 +22,11 @@ PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 MACHINE: str = os.uname().machine
 
 _X86_64 = {
+    "capget": 125,
     "close": 3,
     "get_robust_list": 274,
+    "madvise": 28,
+    "mincore": 27,
     "mbind": 237,
     "set_mempolicy": 238,
     "get_mempolicy": 239,
@@ -36,8 +39,11 @@ _X86_64 = {
     "pidfd_getfd": 438,
 }
 _ARM64 = {
+    "capget": 90,
     "close": 57,
     "get_robust_list": 100,
+    "madvise": 233,
+    "mincore": 232,
     "mbind": 235,
     "get_mempolicy": 236,
     "set_mempolicy": 237,

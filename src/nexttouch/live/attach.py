@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-from ..errors import InvalidArgument, KernelError, NoSuchProcess, TargetRefused
+from ..errors import KernelError, NoSuchProcess, TargetRefused
 from ..linux import procfs
+from ..linux.process import process_id
 from ..linux.userfaultfd import Feature
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
@@ -50,11 +50,11 @@ def attach(
         NoSuchProcess: it does not exist, or ended meanwhile.
         NotPermitted: it is somebody else's.
         TargetRefused: it is in a state in which attaching could harm it; it was left as it was.
-        FeatureMissing: the kernel lacks what this needs.
+        FeatureMissing: the kernel lacks what this needs, or /proc is of another pid namespace.
     """
     options = Options("thread", window, rate, deadline)
     options.check()
-    pid = _process_id(pid)
+    pid = process_id(pid)
     try:
         return _attach(pid, check_target(to), options, always)
     except NoSuchProcess as error:
@@ -79,13 +79,3 @@ def _attach(pid: int, targets: tuple[int, ...], options: Options, always: bool) 
         if error.errno == errno.EBUSY:  # since `check`
             raise TargetRefused(pid, TAKEN) from None
         raise
-
-
-def _process_id(pid: SupportsIndex) -> int:
-    try:
-        number = -1 if isinstance(pid, bool) else operator.index(pid)
-    except TypeError:
-        number = -1
-    if number <= 0:
-        raise InvalidArgument("pid", f"is {pid!r}, but a process id is a positive integer")
-    return number

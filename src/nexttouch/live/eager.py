@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from .. import placement
 from ..errors import InvalidArgument, KernelError
-from ..linux import mempolicy, procfs
+from ..linux import mempolicy
+from ..linux.pagecache import map_cached, unmapped
+from ..linux.process import find_process
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
-from .pages import Pages, find, find_each
+from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
 
 __all__ = ["MoveResult", "Progress", "move", "move_pages"]
@@ -40,20 +42,13 @@ _ATTEMPTS = 3
 # Statuses after which a page may be anywhere: the call did not come to it, or not in time.
 _UNDECIDED = (mempolicy.UNWRITTEN, -errno.EBUSY, -errno.EAGAIN)
 
-_REASONS = {
-    errno.EACCES: Reason.SHARED,
-    errno.EBUSY: Reason.BUSY,
-    errno.ENOENT: Reason.ABSENT,
-    errno.ENOMEM: Reason.TARGET_FULL,
-}
-
 
 @dataclass(slots=True)
 class MoveResult:
     """What an eager move did.
 
     Attributes:
-        pages: pages looked at: all that were present.
+        pages: pages looked at: all that were present or in swap.
         moved: those that were moved (with dry_run: that would be).
         left: of the others, how many for which reason.
         by_node: pages on each node afterwards, asked of the kernel again.
@@ -103,7 +98,7 @@ def move(
         rate: bytes a second at most, None for no limit.
         shared: also move pages that other processes map (needs CAP_SYS_NICE).
         dry_run: only say what would be moved, and what could not; what turns out to be busy, or not to fit, nobody
-            knows beforehand.
+            knows beforehand. Pages in memory that this process has not touched stay NOT_MAPPED then.
         progress: called with (pages done, pages in all) after each batch.
 
     >>> array = nt.zeros((1024, 512), node=0)
@@ -116,7 +111,7 @@ def move(
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense; `x`, too, if it is being moved lazily.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess, NotPermitted: about a process.
-        FeatureMissing: a container's seccomp filter forbids what this needs.
+        FeatureMissing: /proc is of another pid namespace; or a container's seccomp filter forbids what this needs.
     """
     if not (is_number(latency) and latency > 0):
         raise InvalidArgument("latency", f"is {latency!r}, but has to be a positive number of seconds")
@@ -124,7 +119,8 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, pages = _pages_of(x)
+    pid, without, found = _pages_of(x, dry_run)
+    pages = found.movable
     targets = check_target(targets, pid=pid)
     flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
     if shared:  # whether it may is known without a page
@@ -132,29 +128,34 @@ def move(
     result = move_pages(
         pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
     )
-    if dry_run:
-        result.by_node = pages.by_node()
-    else:
-        result.by_node = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses)).by_node()
+    _count_others(result, without, found, targets)
+    if not dry_run:
+        pages = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses))
+    result.by_node = Pages.joined([pages, found.fixed]).by_node()
     result.seconds = time.monotonic() - began
     return result
 
 
-def _pages_of(x: object) -> tuple[int, Pages]:
+# The process, how many of its pages have no entry though they are in memory, and the others.
+def _pages_of(x: object, dry_run: bool) -> tuple[int, int, Mapped]:
     if not isinstance(x, int | np.generic):
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
-        return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
-    pid = procfs.with_memory(placement.process_id(x))
-    return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
+        without = unmapped(start, end) if dry_run else map_cached(start, end)
+        return 0, without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    pid = find_process(x, argument="x").thread
+    return pid, 0, find_mapped(pid)
 
 
-# The mappings of a process and the size of their pages, which only smaps knows, and it costs a walk of all of them.
-def _units(pid: int) -> list[tuple[procfs.Mapping, int]]:
-    mappings = [mapping for mapping in procfs.mappings(pid) if mapping.path != "[vsyscall]"]  # not in user space
-    if not any(mapping.kind is procfs.Kind.HUGETLB for mapping in mappings):
-        return [(mapping, 1) for mapping in mappings]
-    return [(smap.mapping, smap.kernel_page_size // PAGE_SIZE) for smap in procfs.smaps(pid)]
+def _count_others(result: MoveResult, without: int, found: Mapped, targets: tuple[int, ...]) -> None:
+    swapped = max(0, found.swapped - without)  # what is on its way out, or was read back, is in memory, too
+    result.pages += found.fixed.count + swapped + without
+    home = np.isin(found.fixed.nodes, targets)
+    result.left[Reason.NOT_MAPPED] += without
+    result.left[Reason.SWAPPED] += swapped
+    result.left[Reason.AT_HOME] += int(found.fixed.units[home].sum())
+    result.left[Reason.UNSUITABLE] += int(found.fixed.units[~home].sum())
+    result.left = +result.left
 
 
 def move_pages(
@@ -173,7 +174,7 @@ def move_pages(
     result = MoveResult(pages=pages.count, dry_run=dry_run)
     present = pages.nodes >= 0
     result.left[Reason.AT_HOME] = int(pages.units[present & (pages.nodes == wanted)].sum())
-    _count_errors(result.left, pages.nodes[~present], pages.units[~present])
+    result.left.update(reasons(pages.nodes[~present], pages.units[~present]))
     todo = present & (pages.nodes != wanted)
     if dry_run:
         shared = placement.mapped_often(pid, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
@@ -191,11 +192,6 @@ def _wanted(pages: Pages, targets: tuple[int, ...]) -> NDArray[np.int32]:
     turns = pages.addresses // (pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)) % np.uint64(len(targets))
     wanted = np.array(targets, dtype=np.int32)[turns.astype(np.intp)]
     return np.where(np.isin(pages.nodes, targets), pages.nodes, wanted).astype(np.int32)
-
-
-def _count_errors(left: Counter[Reason], status: NDArray[np.int32], units: NDArray[np.uint32]) -> None:
-    for code in np.unique(status):
-        left[_REASONS.get(-int(code), Reason.UNSUITABLE)] += int(units[status == code].sum())
 
 
 # The positions `chosen`, grouped by size and target node.
@@ -278,5 +274,6 @@ class _Mover:
             status[undone] = placement.nodes_of(self.pid, addresses[undone])
         undone &= (status >= 0) & (status != wanted)
         self.result.moved += int(units[status == wanted].sum())
-        _count_errors(self.result.left, status[status < 0], units[status < 0])
+        lost = status < 0
+        self.result.left.update(reasons(explained(self.pid, addresses[lost], status[lost]), units[lost]))
         return took, undone, full

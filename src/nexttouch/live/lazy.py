@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import placement
 from ..errors import InvalidArgument, KernelError
+from ..linux import procfs
 from ..topology import check_target
 from . import spans
 from .migration import Migration, Options, Service
@@ -49,7 +50,7 @@ def lazy(
     or pages that wait for their move read as zeros.
 
     Args:
-        x: a writable array, or anything with a writable buffer.
+        x: an array, or anything with the buffer protocol, in writable memory; a read-only view of such is as good.
         to: target node, or several: pages are interleaved over them, and those that are on one of them stay.
         rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
         deadline: seconds after which what is left is moved at full speed; None: never.
@@ -140,6 +141,8 @@ def _writable_span(x: object) -> tuple[int, int]:
     if isinstance(x, int | np.generic):
         raise InvalidArgument("x", f"is {x!r}, but has to be an array; use `attach` for a process")
     span = placement.span(x)
-    if not (x.flags.writeable if isinstance(x, np.ndarray) else not memoryview(x).readonly):  # type: ignore[arg-type]
-        raise InvalidArgument("x", "is read-only, so its pages cannot be trapped; use `move`")
+    writable = x.flags.writeable if isinstance(x, np.ndarray) else not memoryview(x).readonly  # type: ignore[arg-type]
+    # A view that forbids writing can be of memory that does not: what counts is the mapping.
+    if not writable and not any(mapping.writable for mapping in procfs.mappings(0, *span)):
+        raise InvalidArgument("x", "is in read-only memory, so its pages cannot be trapped; use `move`")
     return span

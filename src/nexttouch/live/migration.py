@@ -16,15 +16,16 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess
-from ..linux import pagemap
+from ..linux.mounts import check_proc
+from ..linux.occupied import in_swap, mapped_often
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import topology
@@ -156,7 +157,7 @@ class Migration:
         self._cancelled = False
         self._error: NexttouchError | None = None
         self._eager: eager.MoveResult | None = None
-        self._shared = 0
+        self._corrections: Counter[Reason] = Counter()
         self._ending = threading.Lock()
         self._finished = Latch()
         self._pagers = self._start(attached.uffd if attached else -1)
@@ -356,21 +357,15 @@ class Migration:
             result.left[Reason.CANCELLED if self._cancelled else Reason.UNTRAPPED] = pages.count
         self._eager = result
         with suppress(NoSuchProcess):
-            self._shared = sum(
-                self._count_shared(part, pager) for part, pager in zip(self.plan.parts, self._pagers, strict=True)
-            )
+            for part, pager in zip(self.plan.parts, self._pagers, strict=True):
+                self._correct(part, pager)
 
-    def _count_shared(self, part: Part, pager: _core.Pager) -> int:
-        """Of the pages that were busy, those that another process maps: the kernel says EBUSY of them as well."""
-        busy = np.flatnonzero(np.frombuffer(memoryview(pager), np.uint8) == Reason.BUSY)
-        ends = np.cumsum(part.runs[:, 1])
-        shared = 0
-        for index in busy:
-            run = int(np.searchsorted(ends, index, side="right"))
-            page = int(index) - int(ends[run] - part.runs[run, 1])
-            word = pagemap.entries(self.plan.pid, int(part.runs[run, 0]) + page * PAGE_SIZE, 1)[0]
-            shared += bool(word & pagemap.PRESENT) and not word & pagemap.EXCLUSIVE
-        return shared
+    def _correct(self, part: Part, pager: _core.Pager) -> None:
+        """Find what the pager could not: whether busy pages are another process's too, and lost ones in swap."""
+        states = np.frombuffer(memoryview(pager), np.uint8)
+        for told, meant, test in ((Reason.BUSY, Reason.SHARED, mapped_often), (Reason.ABSENT, Reason.SWAPPED, in_swap)):
+            count = int(test(self.plan.pid, _addresses(part, np.flatnonzero(states == told))).sum())
+            self._corrections.update({meant: count, told: -count})
 
     # ---- looking ----
 
@@ -389,13 +384,20 @@ class Migration:
     def _left(self, states: np.ndarray[Any, np.dtype[np.int64]], eagerly: eager.MoveResult | None) -> Counter[Reason]:
         left = Counter(self.plan.left) + Counter({reason: int(states[reason]) for reason in Reason})
         left += eagerly.left if eagerly else Counter()
-        left[Reason.BUSY] -= self._shared
-        left[Reason.SHARED] += self._shared
+        left.update(self._corrections)
         return +left
 
 
 _forks = 0
 """Of these processes each is the next one's child: by it, one that was forked off in the middle of a start knows."""
+
+
+def _addresses(part: Part, chosen: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Addresses of the pages of `part` that have these positions, ascending."""
+    ends = np.cumsum(part.runs[:, 1]).astype(np.int64)
+    run = np.searchsorted(ends, chosen, side="right")
+    within = (chosen - (ends - part.runs[:, 1].astype(np.int64))[run]).astype(np.uint64)
+    return np.sort(part.runs[run, 0] + within * np.uint64(PAGE_SIZE))
 
 
 def _seconds(timeout: float | None) -> float:
@@ -413,15 +415,10 @@ _live: set[Migration] = set()
 # The thread of the pager looks up in /proc on which CPU that of a fault was last.
 def _check_threads_can_be_found() -> None:
     try:
-        here = Path("/proc/self").readlink().name
-    except OSError:
-        here = ""
-    if here != str(os.getpid()):
-        raise FeatureMissing(
-            "the node of a thread that touches",
-            "/proc is not of the pid namespace that this process is in",
-            "mount it (unshare --mount-proc), or use service='inline' for private anonymous memory",
-        )
+        check_proc()
+    except FeatureMissing as error:
+        remedy = f"{error.remedy}, or use service='inline' for private anonymous memory"
+        raise FeatureMissing("the node of a thread that touches", error.reason, remedy) from None
 
 
 def _start_error(error: OSError, service: Service) -> NexttouchError:

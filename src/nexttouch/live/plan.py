@@ -1,4 +1,7 @@
-"""Which pages move where and by which mechanism, and which cannot move and why. Nothing here changes anything.
+"""Which pages move where and by which mechanism, and which cannot move and why.
+
+Nothing here changes anything, but for one thing: pages of this process's shared memory and files that are in memory
+get the entries here that they lack, since without an entry the kernel moves no page.
 
 A mapping gets the best mechanism that it allows:
 
@@ -23,12 +26,14 @@ from numpy.typing import NDArray
 
 from ..errors import FeatureMissing, KernelError, TargetRefused
 from ..linux import procfs
+from ..linux.occupied import unseen_in_swap
+from ..linux.pagecache import map_cached
 from ..linux.procfs import Kind, Smap
 from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
 from ..linux.userfaultfd import Feature, available_features
 from .descriptor import TAKEN
-from .pages import Pages, find, find_each
+from .pages import Pages, find, find_each, reasons
 from .reason import Reason
 
 __all__ = ["Mechanism", "Part", "Plan", "make_plan"]
@@ -97,6 +102,8 @@ def make_plan(
         TargetRefused: somebody handles page faults of that other process.
     """
     plan = Plan(pid, targets)
+    if not pid:
+        _map(plan, spans or [])
     found: dict[Mechanism, list[Pages]] = {}
     whole: list[tuple[int, int]] = []
     pieces = list(_pieces(plan, spans))
@@ -105,7 +112,9 @@ def make_plan(
     ends = np.array(exit_spans(pid) if pid else [], np.uint64).reshape(-1, 2)
     each = find_each(pid, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
-        plan.pages += pages.count
+        swapped = unseen_in_swap(smap, start, end)
+        plan.left[Reason.SWAPPED] += swapped
+        plan.pages += pages.count + swapped
         way = _way(smap, pid, mechanism)
         stay = _stay(pages, targets, way, always, plan.left)
         if way is not None:
@@ -123,6 +132,13 @@ def make_plan(
             plan.parts.append(_part(way, parts, always, whole))
     plan.left = +plan.left
     return plan
+
+
+def _map(plan: Plan, spans: list[tuple[int, int]]) -> None:
+    for start, end in spans:
+        without = map_cached(start, end)
+        plan.left[Reason.NOT_MAPPED] += without
+        plan.pages += without
 
 
 # Each mapping with the part [start, end) of it that is wanted, in whole pages of it.
@@ -185,10 +201,12 @@ def _stay(
     if not always or way == "eager":
         for node in targets:
             home |= pages.nodes == node
+    absent = pages.nodes < 0
     left[Reason.AT_HOME] += int(pages.units[home].sum())
-    rest = pages.units[~home] if way is None else pages.units[pages.nodes < 0]
-    left[Reason.UNSUITABLE] += int(rest.sum())
-    stay: NDArray[np.bool_] = home | (pages.nodes < 0)
+    left.update(reasons(pages.nodes[absent], pages.units[absent]))
+    if way is None:
+        left[Reason.UNSUITABLE] += int(pages.units[~home & ~absent].sum())
+    stay: NDArray[np.bool_] = home | absent
     return stay
 
 

@@ -31,7 +31,8 @@ class Reason(IntEnum):
     PARTIAL = 45
     UNTRAPPED = 46
     SWAPPED = 47
-    TARGET_GONE = 48
+    NOT_MAPPED = 48
+    TARGET_GONE = 49
 
     @property
     def sentence(self) -> str:
@@ -54,9 +55,10 @@ _SENTENCES = {
     Reason.UNSUITABLE: "the kernel does not migrate pages of this mapping, or not by the mechanism asked for",
     Reason.STRANDED: "could not be put back after its mapping changed; its contents are kept in Migration.shadow",
     Reason.PARTIAL: "the array covers only a part of it; `move` takes such pages along",
-    Reason.SWAPPED: "in swap; comes back to the node of the thread that touches it",
     Reason.TARGET_GONE: "the target node may not be used any more (its cpuset, or it went offline)",
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
+    Reason.SWAPPED: "in swap, thus on no node; comes back where its policy says, or on the node of its next toucher",
+    Reason.NOT_MAPPED: "in memory, but not touched by this process, so it has no entry here; touch it, then move it",
 }
 
 
