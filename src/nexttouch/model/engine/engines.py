@@ -49,7 +49,10 @@ _ALL = (
             carries_moved_ranges=False,
             closes=False,
         ),
-        {"E-BYTES": "events of several threads are read in another order than that of the changes; unmappings fail"},
+        {
+            "E-BYTES": "events come in another order than the changes; unmappings fail; addresses grow stale",
+            "E-STATE": "for the same reasons a page is said to be stranded",
+        },
     ),
     Engine(
         "relocate-one",

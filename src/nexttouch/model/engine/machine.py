@@ -25,7 +25,7 @@ class EngineMachine:
 
     Attributes:
         rules: what the pagers keep.
-        scripts: what each thread does.
+        program: the script of each thread.
         groups: the mappings that each pager migrates: a, b, ... at the addresses 0, 1, ...
         room: further addresses.
         planned: pages are still to be armed; else they are armed in the beginning.
@@ -34,7 +34,7 @@ class EngineMachine:
     """
 
     rules: Rules
-    scripts: tuple[tuple[Operation, ...], ...]
+    program: tuple[tuple[Operation, ...], ...]
     groups: tuple[tuple[int, ...], ...] = ((0, 1),)
     room: int = 1
     planned: bool = False
@@ -45,7 +45,7 @@ class EngineMachine:
     def __post_init__(self) -> None:
         each = [((page,), group) for group in self.groups for page in group]
         parts = each if self.rules.descriptor_each else [(group, group) for group in self.groups]
-        self.threads = tuple(Thread(number, script) for number, script in enumerate(self.scripts))
+        self.threads = tuple(Thread(number, script) for number, script in enumerate(self.program))
         self.pagers = tuple(Pager(number, *part, self.rules) for number, part in enumerate(parts))
 
     def initial(self) -> tuple[Any, tuple[Any, ...]]:
@@ -55,7 +55,7 @@ class EngineMachine:
 
     def _beginning(self) -> World:
         owner = {page: pager.number for pager in self.pagers for page in pager.pages}
-        made = [operation.mapping for script in self.scripts for operation in script if operation.name == "map"]
+        made = [operation.mapping for script in self.program for operation in script if operation.name == "map"]
         words = [10 + page for page in sorted(owner)]
         unknown = max([-1, *made]) + 1 - len(words)
         world = World(((),) * len(World.__slots__))
@@ -115,7 +115,7 @@ class EngineMachine:
         """What a thread or a pager is about to do, in words."""
         return about(self._actor(number), local)
 
-    def scripts_text(self) -> tuple[str, ...]:
+    def scripts(self) -> tuple[str, ...]:
         """What each thread is to do, and which pages are each pager's."""
         lines = [f"thread {thread.number}: {', '.join(map(str, thread.script))}" for thread in self.threads]
         for number, pager in enumerate(self.pagers, len(lines)):
