@@ -12,7 +12,7 @@ from nexttouch.model.engine.program import Operation
 from nexttouch.model.engine.programs import PROGRAMS
 from nexttouch.model.engine.promises import PROMISES
 from nexttouch.model.engine.rules import Rules, parse_rule
-from nexttouch.model.engine.world import EMPTY, NOBODY, Mapping, World
+from nexttouch.model.engine.world import EMPTY, UNREGISTERED, Mapping, World
 
 PASSES = {
     ("relocate", "move"): (1170, 2354, 35),
@@ -179,8 +179,8 @@ def world_with(*mappings: Mapping | None, changing: int = 0) -> World:
 
 
 def test_why_a_page_is_not_installed() -> None:
-    hole, page, foreign, loose = Mapping(0, 0, EMPTY), Mapping(0, 0, 7), Mapping(1, 1, EMPTY), Mapping(1, NOBODY, EMPTY)
-    world = world_with(hole, page, foreign, loose, None)
+    hole, page, foreign = Mapping(0, 0, EMPTY), Mapping(0, 0, 7), Mapping(1, 1, EMPTY)
+    world = world_with(hole, page, foreign, Mapping(1, UNREGISTERED, EMPTY), None)
     assert [world.fill(0, address, 5, own=True) for address in range(5)] == ["", "EEXIST", "EINVAL", "ENOENT", "ENOENT"]
     assert world.mapping(0).word == 5
     assert world.fill(0, 2, 5, own=False) == ""
@@ -189,7 +189,7 @@ def test_why_a_page_is_not_installed() -> None:
 
 
 def test_whose_mapping_is_unregistered() -> None:
-    for checks_owner, left in ((True, 1), (False, NOBODY)):
+    for checks_owner, left in ((True, 1), (False, UNREGISTERED)):
         world = world_with(Mapping(0, 1, EMPTY))
         world.faults = [(), (0,)]
         world.unregister(0, 0, checks_owner=checks_owner)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..violation import Broken
-from .world import ANYWHERE, EMPTY, NOBODY, UNKNOWN, Event, Mapping, Told, World, name_of
+from .world import ANYWHERE, EMPTY, UNKNOWN, UNREGISTERED, Event, Mapping, Told, World, name_of
 
 __all__ = ["Operation", "Progress", "Thread"]
 
@@ -112,7 +112,7 @@ class Thread(NamedTuple):
             yield ": go on", partial(self._go_on, progress)
 
     def _begin(self, world: World, progress: Progress, *events: tuple[int, Event]) -> Progress:
-        told = tuple((descriptor, event) for descriptor, event in events if descriptor != NOBODY)
+        told = tuple((descriptor, event) for descriptor, event in events if descriptor != UNREGISTERED)
         for descriptor, _ in told:
             world.changing[descriptor] += 1
         return self._after(world, progress._replace(stage="queues", events=told))
@@ -168,7 +168,7 @@ class Thread(NamedTuple):
         return self._begin(
             world,
             progress._replace(address=to, mapping=mapping.name),
-            (other.descriptor if other else NOBODY, unmapped),
+            (other.descriptor if other else UNREGISTERED, unmapped),
             (mapping.descriptor, self._event(Told.REMAP, start, to)),
             (mapping.descriptor, self._event(Told.UNMAP, start)),
         )
@@ -199,7 +199,7 @@ class Thread(NamedTuple):
         return self._return(world, progress)
 
     def _map(self, operation: Operation, progress: Progress, address: int, world: World) -> Progress:
-        world.mappings[address] = Mapping(operation.mapping, NOBODY, operation.value)
+        world.mappings[address] = Mapping(operation.mapping, UNREGISTERED, operation.value)
         world.contents[operation.mapping] = operation.value
         return self._return(world, progress._replace(address=address, mapping=operation.mapping))
 
@@ -213,7 +213,7 @@ class Thread(NamedTuple):
     def _touch(self, operation: Operation, progress: Progress, world: World) -> Progress:
         address = progress.address if progress.stage == "faulted" else world.known[operation.mapping]
         mapping = world.mapping(address)
-        if mapping.word == EMPTY and mapping.descriptor != NOBODY:
+        if mapping.word == EMPTY and mapping.descriptor != UNREGISTERED:
             world.faults[mapping.descriptor] = tuple(sorted({*world.faults[mapping.descriptor], address}))
             return progress._replace(stage="faulted", address=address)
         if operation.name == "write":

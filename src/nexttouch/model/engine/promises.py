@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..violation import Violation
-from .world import NOBODY, PageState, World, name_of
+from .world import UNREGISTERED, PageState, World, name_of
 
 __all__ = ["PROMISES", "broken_at_the_end"]
 
@@ -18,7 +18,7 @@ PROMISES: dict[str, str] = {
 def broken_at_the_end(world: World) -> Violation | None:
     """Return the first promise that does not hold now that all threads and pagers have ended."""
     for address, mapping in enumerate(world.mappings):
-        if mapping and mapping.descriptor != NOBODY:
+        if mapping and mapping.descriptor != UNREGISTERED:
             return Violation("E-WATCH", f"{name_of(mapping.name)} at {address} is still registered")
     for address, mapping in enumerate(world.mappings):
         if mapping and max(mapping.word, 0) != world.contents[mapping.name]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .pager import Pager, Phase
 from .program import Progress, Thread
-from .world import EMPTY, NOBODY, UNKNOWN, Mapping, World, name_of
+from .world import EMPTY, UNKNOWN, UNREGISTERED, Mapping, World, name_of
 
 __all__ = ["about", "fields"]
 
@@ -29,7 +29,7 @@ def fields(world: World) -> dict[str, str]:
 def _mapping(mapping: Mapping | None) -> str:
     if mapping is None:
         return "-"
-    watched = "not registered" if mapping.descriptor == NOBODY else f"registered with {mapping.descriptor}"
+    watched = "not registered" if mapping.descriptor == UNREGISTERED else f"registered with {mapping.descriptor}"
     return f"{name_of(mapping.name)}, {watched}, {_word(mapping.word)}"
 
 

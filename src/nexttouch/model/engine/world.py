@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 __all__ = [
     "ANYWHERE",
     "EMPTY",
-    "NOBODY",
     "PARKED",
     "UNKNOWN",
+    "UNREGISTERED",
     "Event",
     "Mapping",
     "PageState",
@@ -25,8 +25,8 @@ __all__ = [
 EMPTY = -1
 """The word of a page that is not there: the next touch faults."""
 
-NOBODY = -1
-"""The descriptor of a mapping that none has registered."""
+UNREGISTERED = -1
+"""The descriptor of a mapping that is not registered."""
 
 UNKNOWN = -1
 """The address of a mapping that is gone, or whose move has not returned yet."""
@@ -182,7 +182,7 @@ class World:
         mapping = self.mappings[address] if 0 <= address < len(self.mappings) else None
         if self.changing[descriptor]:
             return "EAGAIN"
-        if mapping is None or mapping.descriptor == NOBODY:
+        if mapping is None or mapping.descriptor == UNREGISTERED:
             return "ENOENT"
         if own and mapping.descriptor != descriptor:
             return "EINVAL"
@@ -195,14 +195,14 @@ class World:
     def unregister(self, descriptor: int, address: int, *, checks_owner: bool) -> None:
         """Unregister whatever is at an address, whether or not anything is changing (UFFDIO_UNREGISTER)."""
         mapping = self.mappings[address]
-        if mapping and mapping.descriptor != NOBODY and (mapping.descriptor == descriptor or not checks_owner):
+        if mapping and mapping.descriptor != UNREGISTERED and (mapping.descriptor == descriptor or not checks_owner):
             self.wake(mapping.descriptor, address)
-            self.mappings[address] = mapping._replace(descriptor=NOBODY)
+            self.mappings[address] = mapping._replace(descriptor=UNREGISTERED)
 
     def register(self, descriptor: int, address: int) -> None:
         """Register whatever is at an address, unless another descriptor has (UFFDIO_REGISTER)."""
         mapping = self.mappings[address]
-        if mapping and mapping.descriptor == NOBODY:
+        if mapping and mapping.descriptor == UNREGISTERED:
             self.mappings[address] = mapping._replace(descriptor=descriptor)
 
     def registered(self, descriptor: int) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ class World:
         return tuple(at for at, mapping in enumerate(self.mappings) if mapping and mapping.descriptor == descriptor)
 
     def close(self, descriptor: int, *, last_copy: bool) -> None:
-        """Close a descriptor: the last copy lets go of its mappings, and whoever waits goes on."""
+        """Close a descriptor: the last copy lets go of its mappings, and threads that wait go on."""
         for address in self.registered(descriptor) if last_copy else ():
             self.unregister(descriptor, address, checks_owner=True)
         self.ended[descriptor] = True
