@@ -7,11 +7,11 @@ import pytest
 from nexttouch.check.counterexample import trace
 from nexttouch.check.explorer import explore
 from nexttouch.check.mutations import INEXPRESSIBLE, MUTATIONS
+from nexttouch.check.mutations_of_engine import MUTATIONS_OF_ENGINE
+from nexttouch.check.subjects import PROMISES, SUBJECTS, machine_of, places_of
 from nexttouch.check.suite import check_mutation
 from nexttouch.model.design import Rules
-from nexttouch.model.designs import DESIGNS
-from nexttouch.model.invariants import INVARIANTS
-from nexttouch.model.scenarios import SCENARIOS
+from nexttouch.model.engine.rules import Rules as RulesOfEngine
 
 LARGE = {"T08", "T18", "T21-leak", "T21-count", "swap-count"}  # fixed designs with tens of thousands of states
 STEPS = {
@@ -24,6 +24,9 @@ STEPS = {
     "batch-flush": 13,
     "T31": 32,
     "B-H6": 19,
+    "E-each": 21,
+    "E-sum": 24,
+    "E-vain": 8,
 }
 """Lengths of shortest paths."""
 
@@ -32,7 +35,7 @@ STEPS = {
 def test_each_race_is_found_and_not_in_the_design_itself(name: str) -> None:
     mutation = MUTATIONS[name]
     if name in LARGE:
-        machine = SCENARIOS[mutation.scenario].machine(mutation.broken_design, mutation.kind)
+        machine = machine_of(mutation.broken_design, mutation.scenario, mutation.kind)
         result = explore(machine, only=lambda violation: violation.invariant == mutation.breaks)
         violation, path = result.violation, tuple(result.path)
     else:
@@ -42,23 +45,22 @@ def test_each_race_is_found_and_not_in_the_design_itself(name: str) -> None:
     assert violation is not None
     assert violation.invariant == mutation.breaks
     assert len(path) == STEPS.get(name, len(path))
-    shown = trace(SCENARIOS[mutation.scenario].machine(mutation.broken_design, mutation.kind), path, name)
+    shown = trace(machine_of(mutation.broken_design, mutation.scenario, mutation.kind), path, name)
     assert len(shown.steps) == len(path)
     if violation.invariant not in ("I-DEADLOCK", "I-PROGRESS"):  # which no single step breaks
         assert shown.violation is not None
 
 
 def test_every_promise_is_broken_by_a_mutation() -> None:
-    assert {mutation.breaks for mutation in MUTATIONS.values()} == set(INVARIANTS)
+    assert {mutation.breaks for mutation in MUTATIONS.values()} == set(PROMISES)
 
 
 def test_names_are_names() -> None:
     for mutation in MUTATIONS.values():
-        assert mutation.design in DESIGNS
-        assert mutation.scenario in SCENARIOS
-        assert set(mutation.broken) | set(mutation.context) <= set(Rules.__slots__)
-        assert SCENARIOS[mutation.scenario].applies(mutation.broken_design)
-        assert mutation.kind in SCENARIOS[mutation.scenario].kinds
+        assert mutation.design in SUBJECTS
+        rules = RulesOfEngine if mutation in MUTATIONS_OF_ENGINE else Rules
+        assert set(mutation.broken) | set(mutation.context) <= set(rules.__slots__)
+        assert (mutation.scenario, mutation.kind) in places_of(mutation.broken_design)
     assert not set(MUTATIONS) & set(INEXPRESSIBLE)
 
 
@@ -75,5 +77,6 @@ def test_every_race_of_the_catalogue_is_a_mutation_or_has_a_reason() -> None:
 def test_every_rule_matters() -> None:
     """A rule that nothing breaks would prove nothing."""
     broken = {rule for mutation in MUTATIONS.values() for rule in mutation.broken}
+    assert set(RulesOfEngine.__slots__) - broken == set()
     told_otherwise = {"switches_first", "missing_locks_page"}  # ways, not rules: both are right
     assert set(Rules.__slots__) - broken - told_otherwise == set()

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from nexttouch.check.explorer import explore
+from nexttouch.check.subjects import SUBJECTS, sometimes_of
 from nexttouch.check.suite import Case, all_cases, check_case, run_all
+from nexttouch.errors import InvalidArgument
 from nexttouch.model.designs import DESIGNS
+from nexttouch.model.engine.programs import PROGRAMS
 from nexttouch.model.scenarios import SCENARIOS
 
 # States, transitions and depth. They change when a step is split or joined, and then each change has to be understood.
@@ -27,7 +30,18 @@ PINNED = {
     Case("mainline", "munmap", "anonymous"): (1174, 2314, 34),
 }
 
-REFUTED = [Case("D4-V1", scenario, "anonymous") for scenario in ("access", "munmap", "mprotect")]
+REFUTED = {
+    **{Case("D4-V1", scenario, "anonymous"): "I-LOSTWRITE" for scenario in ("access", "munmap", "mprotect")},
+    **{
+        Case("relocate-one", program, "anonymous"): "E-BYTES"
+        for program in ("move-late", "move-unknown", "unmap-late", "unmap-in-vain-move")
+    },
+    **{
+        Case("relocate-0.1", program, "anonymous"): "E-STATE" if program == "write-and-move" else "E-BYTES"
+        for program in PROGRAMS
+        if program not in ("move-onto", "move-and-unmap", "unmap", "unmap-armed", "move-both", "discard-late")
+    },
+}
 
 
 @pytest.mark.parametrize("case", PINNED, ids="-".join)
@@ -41,9 +55,9 @@ def test_all_that_is_quick_is_as_it_should_be() -> None:
     verdicts = list(run_all(check_case, all_cases(quick=True)))
     assert [verdict for verdict in verdicts if not verdict.good] == []
     refuted = {verdict.case: verdict.violation.invariant for verdict in verdicts if verdict.violation}
-    assert refuted == dict.fromkeys(REFUTED, "I-LOSTWRITE")  # V2 needs a case that is not quick
+    assert refuted == REFUTED  # V2 needs a case that is not quick
     entered = {verdict.case.scenario for verdict in verdicts}
-    assert entered == set(SCENARIOS)
+    assert entered == {*SCENARIOS, *PROGRAMS} - {"move-both", "discard-late", "unmap-armed"}
 
 
 def test_what_is_refuted_is_found() -> None:
@@ -77,6 +91,15 @@ def test_a_broken_rule_is_broken() -> None:
     assert verdict.to_dict()["path"] == ",".join(map(str, verdict.path))
 
 
+def test_the_live_engine_is_checked_like_a_design() -> None:
+    verdict = check_case(Case("relocate", "move-two", "anonymous"))
+    assert (verdict.verdict, verdict.states, verdict.missing) == ("passes", 5750, ())
+    broken = check_case(Case("relocate", "move-two", "anonymous"), rules={"closes": False, "last_copy": False})
+    assert (broken.verdict, broken.violation and broken.violation.invariant) == ("passes", None)
+    with pytest.raises(InvalidArgument, match="--arch does not go with relocate"):
+        check_case(Case("relocate", "move-two", "anonymous"), arch="arm64")
+
+
 def test_costs_are_told() -> None:
     costs = check_case(Case("D4", "access", "anonymous")).costs
     assert "an accessed bit is lost" in costs
@@ -86,8 +109,8 @@ def test_costs_are_told() -> None:
 
 def test_quick_is_a_part() -> None:
     assert set(all_cases(quick=True)) < set(all_cases())
-    assert {case.design for case in all_cases(quick=True)} == set(DESIGNS)
+    assert {case.design for case in all_cases(quick=True)} == set(SUBJECTS)
 
 
 def test_every_scenario_says_what_has_to_be_come_upon() -> None:
-    assert [name for name, scenario in SCENARIOS.items() if not scenario.sometimes] == []
+    assert [name for name in (*SCENARIOS, *PROGRAMS) if not sometimes_of(name)] == []

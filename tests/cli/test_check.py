@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from nexttouch.check.mutations import INEXPRESSIBLE, MUTATIONS
-from nexttouch.model.designs import DESIGNS
+from nexttouch.check.subjects import SUBJECTS
+from nexttouch.model.engine.programs import PROGRAMS
 from nexttouch.model.scenarios import SCENARIOS
 
 FOLDER = Path(__file__).parent / "check"
@@ -44,6 +45,14 @@ COMMANDS = {
     "mutation-elsewhere": ["T26", "exec"],
     "mutations-of-a-design": ["--mutations", "B"],
     "quick-and-explain": ["B", "late", "--quick", "--explain"],
+    "engine": ["relocate", "move-two"],
+    "engine-refuted": ["relocate-0.1", "unmap-in-vain"],
+    "engine-explain": ["relocate-0.1", "unmap-in-vain", "--explain"],
+    "engine-with-a-rule": ["relocate", "unmap-late", "--rule", "descriptor_each=no"],
+    "engine-mutation": ["E-vain"],
+    "engine-no-such-program": ["relocate", "access"],
+    "engine-no-such-rule": ["relocate", "--rule", "counts_entries=no"],
+    "engine-no-architecture": ["relocate", "move-two", "--arch", "arm64"],
     "costs": ["--costs", "B"],
     "random": ["B", "--random", "20", "--seed", "3"],
     "random-with-a-rule": ["A", "--random", "1", "--seed", "59", "--rule", "copies_locked=no"],
@@ -100,7 +109,7 @@ def test_every_transcript_is_of_a_test() -> None:
 
 
 def test_misuse_is_one_line_that_lists_what_there_is() -> None:
-    for words, names in ((["C"], DESIGNS), (["B", "lunch"], SCENARIOS)):
+    for words, names in ((["C"], SUBJECTS), (["B", "lunch"], SCENARIOS), (["relocate", "lunch"], PROGRAMS)):
         done = run(*words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert all(name in done.stderr for name in names)

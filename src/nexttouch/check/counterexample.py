@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from ..model.machine import Machine, Worker
-from ..model.view import fields, step_of
+from ..model.move import State
 from ..model.violation import Violation
-from .explorer import Choice, replay
+from .explorer import Choice, Model, replay
 
-__all__ = ["Change", "Path", "PathStep", "trace"]
+__all__ = ["Change", "Path", "PathStep", "Readable", "trace"]
+
+
+class Readable(Model, Protocol):
+    """A model that can say in words what it is about."""
+
+    def fields(self, shared: State) -> dict[str, str]:
+        """Return a state in words, field by field."""
+
+    def about(self, number: int, local: State) -> str:
+        """What a thread is about to do."""
+
+    def scripts(self) -> tuple[str, ...]:
+        """What each thread is to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,7 @@ class Path:
 
 
 def trace(
-    machine: Machine, choices: Sequence[Choice], title: str, violation: Violation | None = None, *, cause: str = ""
+    machine: Readable, choices: Sequence[Choice], title: str, violation: Violation | None = None, *, cause: str = ""
 ) -> Path:
     """Follow `choices` through `machine`, and note what each step changes.
 
@@ -100,25 +112,12 @@ def trace(
     Raises:
         InvalidArgument: a choice cannot be taken.
     """
-    before = start = fields(machine, machine.initial()[0])
+    before = start = machine.fields(machine.initial()[0])
     steps, broken = [], None
     for step in replay(machine, choices):
-        after = fields(machine, step.shared)
+        after = machine.fields(step.shared)
         changes = tuple(Change(name, before[name], after[name]) for name in after if before[name] != after[name])
-        threads = tuple(step_of(machine, number, local) for number, local in enumerate(step.locals))
+        threads = tuple(machine.about(number, local) for number, local in enumerate(step.locals))
         steps.append(PathStep(step.choice, step.name, changes, after, threads))
         before, broken = after, step.broken
-    scripts = tuple(map(_script_text, range(len(machine.workers)), machine.workers))
-    return Path(title, scripts, start, tuple(steps), violation or broken, cause)
-
-
-def _script_text(number: int, worker: Worker) -> str:
-    """What a thread is to do: "thread 1, address space 0, node 1: store[0] = 11, load[1]"."""
-    words = []
-    for operation in worker.script:
-        touches = operation.name in ("load", "store", "read", "write", "pin")
-        word = f"[{operation.word}]" if touches else ""
-        value = "" if operation.value is None else f" = {operation.value}"
-        at = f" at {operation.va}" if operation.va else ""
-        words.append(f"{operation.name}{word}{value}{at}")
-    return f"thread {number}, address space {worker.mm}, node {worker.node}: {', '.join(words)}"
+    return Path(title, machine.scripts(), start, tuple(steps), violation or broken, cause)

@@ -6,51 +6,10 @@ found by reading code, and the checker confirms or refutes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from .mutation import Mutation
+from .mutations_of_engine import MUTATIONS_OF_ENGINE
 
-from ..model.design import Design
-from ..model.designs import DESIGNS
-
-__all__ = ["INEXPRESSIBLE", "MUTATIONS", "Mutation"]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """One race.
-
-    Attributes:
-        name: id.
-        title: what goes wrong.
-        design: name of the design.
-        broken: the rule, and what it is instead.
-        breaks: the invariant.
-        scenario, kind: where to see it.
-        context: rules that both the broken and the fixed design have, where they are not the design's own.
-        source: where it comes from.
-    """
-
-    name: str
-    title: str
-    design: str
-    broken: Mapping[str, Any]
-    breaks: str
-    scenario: str
-    kind: str = "anonymous"
-    source: str = "derived"
-    context: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def fixed_design(self) -> Design:
-        """The design with the rule kept."""
-        return DESIGNS[self.design]().with_rules(**self.context)
-
-    @property
-    def broken_design(self) -> Design:
-        """The design with the rule broken."""
-        return DESIGNS[self.design]().with_rules(**{**self.context, **self.broken})
-
+__all__ = ["INEXPRESSIBLE", "MUTATIONS"]
 
 _FAULTS_OF_2006 = {"missing_locks_page": False}  # which map a page of a file that they have not locked
 _NO_SEM = {"anon_vma_safe": "reference"}  # a migration that holds no mmap_sem, as compaction and hot-unplug do
@@ -508,7 +467,7 @@ _ALL = (
     ),
 )
 
-MUTATIONS: dict[str, Mutation] = {mutation.name: mutation for mutation in _ALL}
+MUTATIONS: dict[str, Mutation] = {mutation.name: mutation for mutation in (*_ALL, *MUTATIONS_OF_ENGINE)}
 """Races by id."""
 
 INEXPRESSIBLE: dict[str, str] = {

@@ -11,24 +11,21 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..linux.prctl import end_with
-from ..model.arch import ARCHES
-from ..model.design import Design
-from ..model.designs import DESIGNS
-from ..model.scenarios import SCENARIOS, cases
 from ..model.violation import Violation
 from .explorer import Choice, Result, explore
-from .mutations import MUTATIONS, Mutation
+from .mutation import Mutation
+from .mutations import MUTATIONS
+from .subjects import SUBJECTS, Subject, machine_of, places_of, sometimes_of
 
 __all__ = ["Case", "MutationVerdict", "Verdict", "all_cases", "check_case", "check_mutation", "run_all"]
 
-_LARGE = frozenset(
-    {"exit", "mappers", "fork", "lazy-exit", "pin", "twice"}
-)  # with anonymous pages, as they copy on write
+# With anonymous pages, as they copy on write; and programs with two calls in each of two threads.
+_LARGE = frozenset({"exit", "mappers", "fork", "lazy-exit", "pin", "twice", "move-both", "discard-late", "unmap-armed"})
 _COST = "cost: "
 
 
 class Case(NamedTuple):
-    """One search: the names of a design, a scenario, and a kind of page."""
+    """One search: the names of a design, a scenario (of an engine's protocol: a program), and a kind of page."""
 
     design: str
     scenario: str
@@ -86,10 +83,10 @@ class Verdict:
 def all_cases(*, quick: bool = False) -> list[Case]:
     """Every case; with `quick` without private mappings of files, and without the largest of anonymous pages."""
     return [
-        Case(name, scenario.name, kind)
-        for name, design in DESIGNS.items()
-        for scenario, kind in cases(design())
-        if not quick or not (kind == "private" or (kind == "anonymous" and scenario.name in _LARGE))
+        Case(name, scenario, kind)
+        for name, subject in SUBJECTS.items()
+        for scenario, kind in places_of(subject())
+        if not quick or not (kind == "private" or (kind == "anonymous" and scenario in _LARGE))
     ]
 
 
@@ -101,10 +98,10 @@ def check_case(
     most_states: int = 5_000_000,
 ) -> Verdict:
     """Search one case, with some rules of the design changed."""
-    design, scenario = DESIGNS[case.design]().with_rules(**rules), SCENARIOS[case.scenario]
-    machine = scenario.machine(design, case.kind, ARCHES[arch])
+    design = SUBJECTS[case.design]().with_rules(**rules)
+    machine = machine_of(design, case.scenario, case.kind, arch)
     result = explore(machine, most_states=most_states, only=_claimed(design))
-    missing = tuple(mark for mark in scenario.sometimes if mark not in result.marks)
+    missing = tuple(mark for mark in sometimes_of(case.scenario) if mark not in result.marks)
     costs = [mark.removeprefix(_COST) for mark in sorted(result.marks) if mark.startswith(_COST)]
     costs += [design.weaknesses[invariant] for invariant in result.passed_over]
     return Verdict(
@@ -121,11 +118,11 @@ def check_case(
     )
 
 
-def _claimed(design: Design) -> Callable[[Violation], bool]:
+def _claimed(design: Subject) -> Callable[[Violation], bool]:
     return lambda violation: violation.invariant not in design.weaknesses
 
 
-def _verdict(result: Result, design: Design, missing: Sequence[str]) -> str:
+def _verdict(result: Result, design: Subject, missing: Sequence[str]) -> str:
     if result.violation:
         return "refuted" if result.violation.invariant in design.refuted else "BROKEN"
     if not result.complete:
@@ -185,14 +182,15 @@ class MutationVerdict:
 def check_mutation(name: str) -> MutationVerdict:
     """Search a mutation for the promise it is to break, and the design that it is made of for any."""
     mutation = MUTATIONS[name]
-    scenario = SCENARIOS[mutation.scenario]
     broken = explore(
-        scenario.machine(mutation.broken_design, mutation.kind),
+        machine_of(mutation.broken_design, mutation.scenario, mutation.kind),
         only=lambda violation: violation.invariant == mutation.breaks,
     )
     design = mutation.fixed_design
     weak = set(design.weaknesses) - {mutation.breaks}
-    fixed = explore(scenario.machine(design, mutation.kind), only=lambda violation: violation.invariant not in weak)
+    fixed = explore(
+        machine_of(design, mutation.scenario, mutation.kind), only=lambda violation: violation.invariant not in weak
+    )
     said = "passes" if fixed.passed else fixed.violation.sentence if fixed.violation else "incomplete"
     return MutationVerdict(
         mutation,

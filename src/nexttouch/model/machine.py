@@ -18,6 +18,7 @@ from .kept import LEAVE_ENTRIES, lost_of_entries
 from .migrate import migrate
 from .move import Move, State
 from .thread import WAIT, Operation, Step, Thread
+from .view import fields, script_of, step_of
 from .violation import Broken, Violation
 from .vm import (
     ACTIVE,
@@ -192,6 +193,18 @@ class Machine:
         if "mark" not in names and any(entry.kind is Kind.VALID_NONPRESENT for _, entry in vm.entries()):
             return Violation("I-ROLLBACK", "a migration has failed, and left entries that are not present")
         return broken_at_the_end(vm)
+
+    def fields(self, shared: State) -> dict[str, str]:
+        """Return the state in words, field by field."""
+        return fields(self, shared)
+
+    def about(self, number: int, local: State) -> str:
+        """What a thread is about to do, in words."""
+        return step_of(self, number, local)
+
+    def scripts(self) -> tuple[str, ...]:
+        """What each thread is to do, in words."""
+        return tuple(map(script_of, range(len(self.workers)), self.workers))
 
 
 @cache

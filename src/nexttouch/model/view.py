@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .entry import Entry, Kind
-from .machine import Machine
 from .move import State
 from .vm import (
     ACTIVE,
@@ -22,7 +23,10 @@ from .vm import (
     Frame,
 )
 
-__all__ = ["fields", "step_of"]
+if TYPE_CHECKING:
+    from .machine import Machine, Worker
+
+__all__ = ["fields", "script_of", "step_of"]
 
 _FLAGS = {
     UPTODATE: "uptodate",
@@ -96,6 +100,18 @@ def step_of(machine: Machine, number: int, local: State) -> str:
     value = "" if operation.value is None else f" = {operation.value}"
     word = f"[{operation.word}]" if operation.name in ("load", "store", "read", "write", "pin") else ""
     return f"{operation.name}{word}{value}"
+
+
+def script_of(number: int, worker: Worker) -> str:
+    """What a thread is to do: "thread 1, address space 0, node 1: store[0] = 11, load[1]"."""
+    words = []
+    for operation in worker.script:
+        touches = operation.name in ("load", "store", "read", "write", "pin")
+        word = f"[{operation.word}]" if touches else ""
+        value = "" if operation.value is None else f" = {operation.value}"
+        at = f" at {operation.va}" if operation.va else ""
+        words.append(f"{operation.name}{word}{value}{at}")
+    return f"thread {number}, address space {worker.mm}, node {worker.node}: {', '.join(words)}"
 
 
 def _frame(frame: Frame) -> dict[str, str]:

@@ -23,7 +23,11 @@ the id of a mutation (a design with one rule broken), only that; with a SCENARIO
 
 verdicts: passes: every state was visited, and every promise held. refuted: it breaks a promise that it made, as is
 known. BROKEN: it breaks one, as is not. INCOMPLETE: the search was cut short, so nothing is known. EMPTY: the race that
-the scenario is about was never entered. What a design loses, and did not claim to keep, is listed as its costs."""
+the scenario is about was never entered. What a design loses, and did not claim to keep, is listed as its costs.
+
+The live engine's own protocol is checked in the same way, in programs that move and unmap what is migrated:
+relocate-0.1 is the engine as it is, relocate-one the best that one descriptor can do, and relocate has a descriptor for
+each mapping."""
 
 _EXAMPLES = """\
 examples:
@@ -33,6 +37,7 @@ examples:
   nexttouch check T26 --explain
   nexttouch check D4-V1 access --explain --html lost-write.html
   nexttouch check T26 --replay 0,0,0,0,0
+  nexttouch check relocate-0.1 unmap-in-vain --explain
   nexttouch check B --rule counts_entries=no
   nexttouch check --costs
   nexttouch check A --random 1000 --seed 7
@@ -49,8 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EXAMPLES,
         formatter_class=Paragraphs,
     )
-    parser.add_argument("design", nargs="?", metavar="DESIGN", help="a design, or the id of a mutation")
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a scenario")
+    parser.add_argument("design", nargs="?", metavar="DESIGN", help="a design, a protocol, or the id of a mutation")
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a scenario, or a program")
     parser.add_argument("--kind", metavar="KIND", help="only pages of this kind: anonymous, private, shared")
     parser.add_argument("--arch", default="x86-64", metavar="ARCH", help="whose page table entries (default x86-64)")
     parser.add_argument(

@@ -7,20 +7,21 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from ...check.subjects import SUBJECTS, parse_rules
 from ...check.suite import Verdict, all_cases, check_case, run_all
-from ...model.designs import DESIGNS
 from ...quantities import format_count
-from .arguments import chosen_cases, rules_of
+from .arguments import chosen_cases
 from .output import progress, show
 
 __all__ = ["check"]
 
-_HEADER = f"{'design':9} {'scenario':14} {'page':10} {'states':>9} {'steps':>9} {'depth':>5} {'time':>8}  verdict"
+_HEADER = f"{'design':12} {'scenario':18} {'page':10} {'states':>9} {'steps':>9} {'depth':>5} {'time':>8}  verdict"
 
 
 def check(options: argparse.Namespace) -> int:
     """Search each case, a line a case; return the exit status."""
-    cases, rules = chosen_cases(options, all_cases(quick=options.quick)), rules_of(options)
+    cases = chosen_cases(options, all_cases(quick=options.quick))
+    rules = parse_rules(options.design, options.rule)
     verdicts: list[Verdict] = []
     for verdict in run_all(partial(check_case, rules=rules, arch=options.arch, most_states=options.most_states), cases):
         verdicts.append(verdict)
@@ -39,7 +40,7 @@ def check(options: argparse.Namespace) -> int:
 def _case_line(verdict: Verdict) -> str:
     case = verdict.case
     numbers = f"{format_count(verdict.states):>9} {format_count(verdict.transitions):>9} {verdict.depth:5}"
-    line = f"{case.design:9} {case.scenario:14} {case.kind:10} {numbers} {verdict.seconds:7.2f}s  {verdict.verdict}"
+    line = f"{case.design:12} {case.scenario:18} {case.kind:10} {numbers} {verdict.seconds:7.2f}s  {verdict.verdict}"
     if verdict.violation:
         line += f": {verdict.violation.invariant}, {verdict.violation.sentence}"
     if verdict.missing:
@@ -48,13 +49,14 @@ def _case_line(verdict: Verdict) -> str:
 
 
 def _summary(verdicts: Sequence[Verdict]) -> Iterable[str]:
-    for name, design in DESIGNS.items():
+    for name, make in SUBJECTS.items():
         mine = [verdict for verdict in verdicts if verdict.case.design == name]
         if not mine:
             continue
         count = {
             word: sum(verdict.verdict == word for verdict in mine) for word in dict.fromkeys(v.verdict for v in mine)
         }
+        design = make()
         yield f"{name}: {design.title}"
         yield "  " + ", ".join(f"{number} {word}" for word, number in count.items())
         for invariant, reason in design.refuted.items():

@@ -17,7 +17,7 @@ def check_all(options: argparse.Namespace) -> int:
     verdicts: list[MutationVerdict] = []
     if not options.json:
         show(
-            f"{'race':12} {'design':9} {'scenario':14} {'page':10} {'breaks':12} {'after':>8}  "
+            f"{'race':12} {'design':12} {'scenario':18} {'page':10} {'breaks':12} {'after':>8}  "
             "the design itself; the race"
         )
     for verdict in run_all(check_mutation, list(MUTATIONS)):
@@ -42,7 +42,7 @@ def check_all(options: argparse.Namespace) -> int:
 def _mutation_line(verdict: MutationVerdict) -> str:
     mutation = verdict.mutation
     after = f"{len(verdict.path)} steps" if verdict.violation else "NEVER"
-    where = f"{mutation.design:9} {mutation.scenario:14} {mutation.kind:10}"
+    where = f"{mutation.design:12} {mutation.scenario:18} {mutation.kind:10}"
     return f"{mutation.name:12} {where} {mutation.breaks:12} {after:>8}  {verdict.fixed}; {mutation.title}"
 
 

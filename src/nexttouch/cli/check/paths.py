@@ -7,20 +7,19 @@ import json
 import sys
 from typing import Any, NamedTuple
 
-from ...check.counterexample import Path, trace
+from ...check.counterexample import Path, Readable, trace
 from ...check.explorer import Choice, Result, explore
-from ...check.mutations import MUTATIONS, Mutation
+from ...check.mutation import Mutation
+from ...check.mutations import MUTATIONS
+from ...check.subjects import PROMISES, SUBJECTS, machine_of, parse_rules, places_of, scenarios_of
 from ...check.suite import all_cases
 from ...errors import InvalidArgument
-from ...model.arch import ARCHES
-from ...model.designs import DESIGNS
-from ...model.invariants import INVARIANTS
-from ...model.machine import Machine
-from ...model.scenarios import KINDS, SCENARIOS
+from ...model.engine.engines import Engine
+from ...model.scenarios import KINDS
 from ...quantities import format_count
 from ...report.lanes import text
 from ...report.page import page
-from .arguments import chosen_cases, known, known_arch, rules_of
+from .arguments import chosen_cases, known, known_arch
 from .output import progress
 
 __all__ = ["explain", "replay"]
@@ -65,7 +64,7 @@ def _unbroken(chosen: _Chosen, result: Result) -> str:
 def _show(path: Path, options: argparse.Namespace) -> int:
     if options.html:
         try:
-            options.html.write_text(page(path, INVARIANTS), encoding="utf-8")
+            options.html.write_text(page(path, PROMISES), encoding="utf-8")
         except OSError as error:
             raise InvalidArgument("--html", f"cannot be written: {error}") from None
         progress("")
@@ -75,14 +74,14 @@ def _show(path: Path, options: argparse.Namespace) -> int:
     elif options.explain or options.replay:
         import shutil
 
-        print(text(path, shutil.get_terminal_size((100, 24)).columns, INVARIANTS))
+        print(text(path, shutil.get_terminal_size((100, 24)).columns, PROMISES))
     return 1 if path.violation else 0
 
 
 class _Chosen(NamedTuple):
     """One machine to explain: what it is, the promises to look for, and, of a mutation, what it breaks."""
 
-    machine: Machine
+    machine: Readable
     title: str
     promises: frozenset[str]
     cause: str
@@ -101,13 +100,13 @@ def _machines(options: argparse.Namespace) -> list[_Chosen]:
         cause = f"{mutation.design} with {rules}: {mutation.title}."
     else:
         places = _places_of_design(options)
-        design = DESIGNS[options.design]()
-        promises = frozenset(INVARIANTS) - set(design.weaknesses)
-    design = design.with_rules(**rules_of(options))
+        design = SUBJECTS[options.design]()
+        promises = frozenset(PROMISES) - set(design.weaknesses)
+    design = design.with_rules(**parse_rules(mutation.design if mutation else options.design, options.rule))
     return [
         _Chosen(
-            SCENARIOS[scenario].machine(design, kind, ARCHES[options.arch]),
-            f"{options.design}, {scenario}, {kind} page",
+            machine_of(design, scenario, kind, options.arch),
+            f"{options.design}, {scenario}{'' if isinstance(design, Engine) else f', {kind} page'}",
             promises,
             cause,
         )
@@ -116,19 +115,19 @@ def _machines(options: argparse.Namespace) -> list[_Chosen]:
 
 
 def _place_of_mutation(options: argparse.Namespace, mutation: Mutation) -> tuple[str, str]:
-    known("SCENARIO", options.scenario, SCENARIOS)
+    known("SCENARIO", options.scenario, scenarios_of(mutation.design))
     known("--kind", options.kind, KINDS)
-    scenario = SCENARIOS[options.scenario or mutation.scenario]
-    kind = options.kind or (mutation.kind if mutation.kind in scenario.kinds else scenario.kinds[0])
-    if kind not in scenario.kinds or not scenario.applies(mutation.broken_design):
-        raise InvalidArgument("SCENARIO", f"{scenario.name} does not apply to {mutation.design} in this way")
-    return scenario.name, kind
+    scenario, places = options.scenario or mutation.scenario, places_of(mutation.broken_design)
+    kinds = [kind for place, kind in places if place == scenario]
+    if not kinds or options.kind not in (None, *kinds):
+        raise InvalidArgument("SCENARIO", f"{scenario} does not apply to {mutation.design} in this way")
+    return scenario, options.kind or (mutation.kind if mutation.kind in kinds else kinds[0])
 
 
 def _places_of_design(options: argparse.Namespace) -> list[tuple[str, str]]:
     cases = chosen_cases(options, all_cases())
     if options.scenario is None:
-        raise InvalidArgument("SCENARIO", f"has to be given, one of {', '.join(SCENARIOS)}")
+        raise InvalidArgument("SCENARIO", f"has to be given, one of {', '.join(scenarios_of(options.design))}")
     return [(case.scenario, case.kind) for case in cases]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from ...check.walks import Walk, large_machine, walk
 from ...errors import InvalidArgument
+from ...model.design import parse_rule
 from ...model.designs import DESIGNS
 from ...quantities import format_count
-from .arguments import known, rules_of
+from .arguments import known
 from .output import progress
 
 __all__ = ["take"]
@@ -21,6 +22,7 @@ def take(options: argparse.Namespace) -> int:
     known("DESIGN", options.design, DESIGNS)
     if options.random < 1:
         raise InvalidArgument("--random", f"is {options.random}, but has to be at least 1")
+    rules = dict(map(parse_rule, options.rule))
     outcome: dict[str, Any] = {}
     broken = 0
     for name, design in DESIGNS.items():
@@ -28,7 +30,7 @@ def take(options: argparse.Namespace) -> int:
             continue
         steps, found = 0, []
         for seed in range(options.seed, options.seed + options.random):
-            gone = walk(large_machine(design().with_rules(**rules_of(options)), seed), seed)
+            gone = walk(large_machine(design().with_rules(**rules), seed), seed)
             steps += gone.steps
             if gone.violation and gone.violation.invariant not in design.refuted:
                 found.append(gone)

@@ -1,0 +1,141 @@
+"""The races of the live engine, each as its protocol with one rule broken."""
+
+from __future__ import annotations
+
+from .mutation import Mutation
+
+__all__ = ["MUTATIONS_OF_ENGINE"]
+
+_FOUND = "found by the checker"
+
+MUTATIONS_OF_ENGINE = (
+    Mutation(
+        "E-each",
+        "an address means another mapping, as an event comes two calls late",
+        "relocate",
+        {"descriptor_each": False},
+        "E-BYTES",
+        "unmap-late",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-sum",
+        "a mapping that is moved on before its first move was told of is looked for where it was not",
+        "relocate",
+        {"adds_up": False},
+        "E-BYTES",
+        "move-unknown",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-vain",
+        "an unmapping that fails was told of, and its pages are given up",
+        "relocate",
+        {"unmap_is_certain": True},
+        "E-BYTES",
+        "unmap-in-vain",
+        source="seen on Linux 6.18",
+    ),
+    Mutation(
+        "E-stale",
+        "where a mapping went is unregistered when another one has come there",
+        "relocate-one",
+        {"keeps_watching": False},
+        "E-BYTES",
+        "move-again",
+        source="seen on Linux 6.18",
+    ),
+    Mutation(
+        "E-carry",
+        "the same of an address that the pager was told the mapping has left",
+        "relocate-one",
+        {"carries_moved_ranges": False},
+        "E-BYTES",
+        "move",
+        source=_FOUND,
+        context={"keeps_watching": False},
+    ),
+    Mutation(
+        "E-order",
+        "a mapping comes where another one was, is told of first, and is taken along when that one is told of",
+        "relocate-one",
+        {"uproots": False},
+        "E-BYTES",
+        "move-two",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-done",
+        "the same where the other one's pages have been dealt with, so that it is not looked for any more",
+        "relocate-one",
+        {"follows_done": False},
+        "E-BYTES",
+        "move-two",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-said",
+        "the same, and a page that is where it belongs is said to be stranded",
+        "relocate-one",
+        {"follows_done": False},
+        "E-STATE",
+        "write-and-move",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-newcomer",
+        "a mapping that is unmapped is taken for one whose unmapping failed, and for the one that is moved from there",
+        "relocate-one",
+        {"newcomer_settles": False},
+        "E-BYTES",
+        "move-and-unmap",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-rest",
+        "a mapping that rests is moved without a word, and then another one taken for it",
+        "relocate-one",
+        {"rests": True},
+        "E-BYTES",
+        "move-again",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-rest-other",
+        "what is unregistered for a rest is another descriptor's by then",
+        "relocate",
+        {"rests": True},
+        "E-BYTES",
+        "move-late",
+        source=f"{_FOUND}; refused since Linux 6.17",
+    ),
+    Mutation(
+        "E-owner",
+        "a migration that ends unregisters what another one has armed and the program moved there",
+        "relocate",
+        {"checks_owner": False},
+        "E-BYTES",
+        "two-pagers",
+        source=f"{_FOUND}; refused since Linux 6.17",
+        context={"closes": False, "checks_owner": True},
+    ),
+    Mutation(
+        "E-close",
+        "the same, where the kernel refuses nothing",
+        "relocate",
+        {"closes": False},
+        "E-BYTES",
+        "two-pagers",
+        source=_FOUND,
+    ),
+    Mutation(
+        "E-copy",
+        "a forked child has a copy of the descriptor, and the traps stay",
+        "relocate",
+        {"last_copy": False},
+        "E-WATCH",
+        "move-and-fork",
+        source="userfaultfd(2)",
+    ),
+)
+"""In the order of the rules."""
