@@ -1,6 +1,7 @@
 """The pager without Python, built plain and with each sanitizer.
 
 `stress.c`: threads that read, write, discard, move, unmap and fork memory while it migrates, and a model of every word.
+`operations.c`: random operations on memory that migrates, those that fail among them.
 `pace.c`: when the sweep steps.
 `threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
@@ -24,6 +25,9 @@ BUILDS = {
 }
 SCENARIOS = ("words", "huge", "discard", "remap", "unmap", "fork", "cancel")
 SERVICES = ("thread", "inline", "protect")
+
+
+OPERATIONS = {"plain": 100_000, "address+undefined": 20_000, "thread": 20_000}
 
 
 def build(source: str, flags: list[str], program: Path) -> None:
@@ -53,6 +57,20 @@ def run(program: Path, *words: object, timeout: float = 240) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_word_is_right_whatever_is_done_to_its_mapping(
+    programs: Callable[[str, str], Path], name: str, service: str
+) -> None:
+    line = run(programs("operations", name), service, OPERATIONS[name], 3)
+    assert line.startswith(f"operations {service}: ")
+    kinds = [part.split(":") for part in line.split(";")[1].split()]
+    done = {kind: int(counts.split("/")[0]) for kind, counts in kinds}
+    sanitized = {"fork", "fill_mappings"} if name != "plain" else set()
+    sealed = set() if done["fail_at_seal"] else {"fail_at_seal"}  # before Linux 6.10
+    assert {kind for kind, count in done.items() if not count} == sanitized | sealed
 
 
 @pytest.mark.parametrize("service", SERVICES)
