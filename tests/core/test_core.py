@@ -5,6 +5,7 @@
 `pace.c`: when the sweep steps.
 `threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
+`failures.c`: every call to the kernel fails once, in each way that it can.
 `fuzz_stat.c`: what the core reads of files.
 """
 
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 CORE = sorted(path for path in (ROOT / "src/nexttouch/_core").glob("*.c") if path.name != "module.c")
 BUILDS = {
     "plain": (["-O2"], 10),
@@ -24,16 +26,26 @@ BUILDS = {
     "thread": (["-O1", "-fsanitize=thread"], 2),
 }
 SCENARIOS = ("words", "huge", "discard", "remap", "unmap", "fork", "cancel")
+FAILING = ("sweep", "cancel", "faults", "remap", "unmap", "discard", "fork", "huge")
 SERVICES = ("thread", "inline", "protect")
 
 
 OPERATIONS = {"plain": 100_000, "address+undefined": 20_000, "thread": 20_000}
 
 
-def build(source: str, flags: list[str], program: Path) -> None:
-    command = ["cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", *flags, *map(str, CORE)]
-    command += [source, "-o", str(program), "-lpthread", "-lm"]
-    subprocess.run(command, cwd=Path(__file__).parent, check=True)
+CC = ("cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror")
+
+
+def build(name: str, flags: list[str], folder: Path) -> Path:
+    """A program of this folder with the core in it, whose calls go through inject.c for `failures`."""
+    injected = name == "failures"
+    renamed = ["-include", str(HERE / "inject.h")] if injected else []
+    sources = [str(HERE / f"{name}.c"), *([str(HERE / "inject.c")] if injected else [])]
+    folder.mkdir()
+    subprocess.run([*CC, *flags, *renamed, "-c", *map(str, CORE)], cwd=folder, check=True)
+    objects = [f"{path.stem}.o" for path in CORE]
+    subprocess.run([*CC, *flags, *sources, *objects, "-o", name, "-lpthread", "-lm"], cwd=folder, check=True)
+    return folder / name
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +56,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 
     def program(source: str, name: str) -> Path:
         if (source, name) not in made:
-            made[source, name] = folder / f"{source}-{name}"
-            build(f"{source}.c", BUILDS[name][0], made[source, name])
+            made[source, name] = build(source, BUILDS[name][0], folder / f"{source}-{name}")
         return made[source, name]
 
     return program
@@ -71,6 +82,16 @@ def test_every_word_is_right_whatever_is_done_to_its_mapping(
     sanitized = {"fork", "fill_mappings"} if name != "plain" else set()
     sealed = set() if done["fail_at_seal"] else {"fail_at_seal"}  # before Linux 6.10
     assert {kind for kind, count in done.items() if not count} == sanitized | sealed
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("scenario", FAILING)
+@pytest.mark.parametrize("name", ["plain", "address+undefined"])
+def test_nothing_is_lost_whichever_call_fails(
+    programs: Callable[[str, str], Path], name: str, scenario: str, service: str
+) -> None:
+    line = run(programs("failures", name), scenario, service, 4).splitlines()[-1]
+    assert line.startswith(f"failures {scenario} {service}: ")
 
 
 @pytest.mark.parametrize("service", SERVICES)
