@@ -16,36 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.core import BUILDS, FAILING, SCENARIOS, SERVICES, build
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-CORE = sorted(path for path in (ROOT / "src/nexttouch/_core").glob("*.c") if path.name != "module.c")
-BUILDS = {
-    "plain": (["-O2"], 10),
-    "address+undefined": (["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], 4),
-    "thread": (["-O1", "-fsanitize=thread"], 2),
-}
-SCENARIOS = ("words", "huge", "discard", "remap", "unmap", "fork", "cancel")
-FAILING = ("sweep", "cancel", "faults", "remap", "unmap", "discard", "fork", "huge")
-SERVICES = ("thread", "inline", "protect")
-
-
+ROUNDS = {"plain": 10, "address+undefined": 4, "thread": 2}
 OPERATIONS = {"plain": 100_000, "address+undefined": 20_000, "thread": 20_000}
-
-
-CC = ("cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror")
-
-
-def build(name: str, flags: list[str], folder: Path) -> Path:
-    """A program of this folder with the core in it, whose calls go through inject.c for `failures`."""
-    injected = name == "failures"
-    renamed = ["-include", str(HERE / "inject.h")] if injected else []
-    sources = [str(HERE / f"{name}.c"), *([str(HERE / "inject.c")] if injected else [])]
-    folder.mkdir()
-    subprocess.run([*CC, *flags, *renamed, "-c", *map(str, CORE)], cwd=folder, check=True)
-    objects = [f"{path.stem}.o" for path in CORE]
-    subprocess.run([*CC, *flags, *sources, *objects, "-o", name, "-lpthread", "-lm"], cwd=folder, check=True)
-    return folder / name
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +30,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 
     def program(source: str, name: str) -> Path:
         if (source, name) not in made:
-            made[source, name] = build(source, BUILDS[name][0], folder / f"{source}-{name}")
+            made[source, name] = build(source, name, folder / f"{source}-{name}")
         return made[source, name]
 
     return program
@@ -102,7 +76,7 @@ def test_every_word_is_as_the_model_says(
 ) -> None:
     if name == "thread" and scenario == "fork":
         pytest.skip("the thread sanitizer does not follow a fork of a program with threads")
-    rounds = BUILDS[name][1]
+    rounds = ROUNDS[name]
     line = run(programs("stress", name), scenario, service, rounds, 5)
     assert line.startswith(f"{scenario} {service}: ")
     counts = [part.split(":") for part in line.split(";")[1].split()]
