@@ -6,11 +6,13 @@
 `threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
 `failures.c`: every call to the kernel fails once, in each way that it can.
+`forks.c`, `exchanged.c`: each shows one thing that was wrong once.
 `fuzz_stat.c`: what the core reads of files.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,35 @@ def test_every_word_is_as_the_model_says(
     assert line.startswith(f"{scenario} {service}: ")
     counts = [part.split(":") for part in line.split(";")[1].split()]
     assert sum(int(count) for _, count in counts) == rounds * 1024
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("scenario", ["discard", "remap", "unmap"])
+def test_four_at_once_on_two_processors_come_to_an_end(
+    programs: Callable[[str, str], Path], scenario: str, service: str
+) -> None:
+    """Each of their migrations within 20 s, which they see to themselves."""
+    program, processors = programs("stress", "plain"), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(processors)[:2])
+    try:
+        commands = [[str(program), scenario, service, "10", str(seed)] for seed in range(1, 5)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    finally:
+        os.sched_setaffinity(0, processors)
+    said = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * 4, said
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("name", ["plain", "address+undefined"])
+def test_forks_while_pagers_begin_and_end(programs: Callable[[str, str], Path], name: str, service: str) -> None:
+    assert run(programs("forks", name), service, 200).startswith("forks: 600 migrations")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_mappings_of_two_pagers_change_places(programs: Callable[[str, str], Path], name: str, service: str) -> None:
+    assert run(programs("exchanged", name), service, 20).startswith("exchanged:")
 
 
 @pytest.mark.parametrize("name", BUILDS)
