@@ -18,6 +18,7 @@
 #define HANG 60
 
 static uint64_t *mappings[THREADS][EACH];
+static uint8_t *guards[THREADS * EACH]; /* pages without access that keep the mappings apart */
 static pthread_barrier_t turn;
 static _Atomic bool over;
 static _Atomic uint64_t moves, refused;
@@ -65,7 +66,6 @@ static void *work(void *argument)
 	return NULL;
 }
 
-/* A page without access behind each keeps the mappings apart. */
 static void map_all(struct plan *plan)
 {
 	memset(plan, 0, sizeof *plan);
@@ -73,6 +73,7 @@ static void map_all(struct plan *plan)
 		unsigned thread = number % THREADS, mapping = number / THREADS;
 		uint8_t *area = mmap(NULL, SIZE + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		CHECK(area != MAP_FAILED && !mprotect(area, SIZE, PROT_READ | PROT_WRITE), "mmap: %s", strerror(errno));
+		guards[number] = area + SIZE;
 		mappings[thread][mapping] = (uint64_t *)area;
 		for (unsigned page = 0; page < PAGES; page++)
 			mappings[thread][mapping][page * WORDS] = value_of(thread, mapping, page);
@@ -106,8 +107,10 @@ int main(int count, char **arguments)
 		CHECK(nt_pager_wait(pager, NT_DONE, HANG), "it does not end");
 		count_states(pager, states);
 		nt_pager_free(pager);
-		for (unsigned number = 0; number < THREADS * EACH; number++)
+		for (unsigned number = 0; number < THREADS * EACH; number++) {
 			munmap(mappings[number % THREADS][number / THREADS], SIZE);
+			munmap(guards[number], PAGE);
+		}
 	}
 	atomic_store(&over, true);
 	pthread_barrier_wait(&turn);

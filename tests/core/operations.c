@@ -26,10 +26,15 @@
 #define FULL_ROUNDS 16        /* one of these is at the limit of mappings */
 #define MOST_MAPPINGS 1000000 /* a limit above is out of reach */
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1 /* needs mappings of its own, and does not fork with threads */
+#ifdef __SANITIZE_THREAD__
+#define FORKS 0 /* it does not follow a fork of a program with threads */
 #else
-#define SANITIZED 0
+#define FORKS 1
+#endif
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define FILLS 0 /* they need mappings themselves */
+#else
+#define FILLS 1
 #endif
 
 enum outcome { DONE, REFUSED, PASSED_OVER };
@@ -376,7 +381,7 @@ static enum outcome fail_overlapping(struct owner *owner)
 static enum outcome fork_and_check(struct owner *owner)
 {
 	int status;
-	pid_t child = SANITIZED ? -1 : fork();
+	pid_t child = FORKS ? fork() : -1;
 	if (child == 0) {
 		check_owner(owner);
 		_exit(0);
@@ -398,7 +403,7 @@ static size_t crowd_pages, crowd_next;
 static void prepare_crowd(void)
 {
 	FILE *file = fopen("/proc/sys/vm/max_map_count", "r");
-	if (!file || fscanf(file, "%zu", &crowd_pages) != 1 || crowd_pages > MOST_MAPPINGS || SANITIZED)
+	if (!file || fscanf(file, "%zu", &crowd_pages) != 1 || crowd_pages > MOST_MAPPINGS || !FILLS)
 		crowd_pages = 0;
 	if (file)
 		fclose(file);
