@@ -5,13 +5,15 @@
  *   SERVICE  thread | inline | protect
  * Each thread moves, cuts, unmaps, discards, protects, locks, grows and touches pieces of its own, and words of its own in
  * pages of all. One or two pagers at a time have them all. Every few rounds the process has as many mappings as it may.
- * What an operation that fails leaves is what was there. Exit 0 and a line of counts; 1 with what was wrong, 3 for a hang.
+ * What an operation that fails leaves is what was there. With inject.c in the program a call of the core fails, too, in each
+ * migration. Exit 0 and a line of counts; 1 with what was wrong, 3 for a hang.
  */
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include "injection.h"
 #include "migration.h"
 #include "pieces.h"
 #include "watched.h"
@@ -24,6 +26,7 @@
 #define ROOM (4ul << 30)      /* that RLIMIT_AS leaves */
 #define TOO_MUCH (ROOM + ROOM / 2)
 #define FULL_ROUNDS 16        /* one of these is at the limit of mappings */
+#define MOST_CALLS 300        /* of a kind among which one fails */
 #define MOST_MAPPINGS 1000000 /* a limit above is out of reach */
 
 #ifdef __SANITIZE_THREAD__
@@ -38,6 +41,11 @@
 #endif
 
 enum outcome { DONE, REFUSED, PASSED_OVER };
+
+/* There with inject.c only. */
+void inject(enum call call, uint64_t nth, int fault) __attribute__((weak));
+void inject_memory(uint64_t start, uint64_t size) __attribute__((weak));
+extern const struct call_kind call_kinds[CALLS] __attribute__((weak));
 
 struct operation {
 	const char *name;
@@ -56,9 +64,17 @@ static _Atomic bool stop;
 static pthread_rwlock_t planning = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 static struct nt_pager *_Atomic current[2]; /* what a failure shows the states of */
 
+static struct {
+	enum call call;
+	unsigned nth;
+	int fault;
+} injected;
+
 static void say_where(void)
 {
 	uint64_t counts[256] = {0};
+	if (inject)
+		dprintf(STDOUT_FILENO, "%s number %u: %d; ", call_kinds[injected.call].name, injected.nth, injected.fault);
 	dprintf(STDOUT_FILENO, "%s, seed %lu, operation %lu, states", service, seed, atomic_load(&operations));
 	for (unsigned number = 0; number < 2; number++)
 		if (current[number])
@@ -527,12 +543,26 @@ static void join_ranges(struct plan *plan)
 	plan->ranges_count = plan->ranges_count ? kept + 1 : 0;
 }
 
+/* Choose the call that fails; where it cannot, it is late. */
+static void choose_failure(uint64_t *random)
+{
+	injected.call = (enum call)below(random, CALLS);
+	injected.nth = 1 + below(random, below(random, 2) ? 10 : MOST_CALLS);
+	injected.fault = call_kinds[injected.call].faults[below(random, MOST_FAULTS)];
+	if (!injected.fault)
+		injected.fault = below(random, 2) ? PAUSE_BEFORE : PAUSE_AFTER;
+	inject_memory((uint64_t)(uintptr_t)REGION, PLACES * PLACE_WORDS * sizeof *REGION);
+	inject(injected.call, injected.nth, injected.fault);
+}
+
 /* Begin one or two; how many have begun. */
 static unsigned migrate(uint64_t *random, bool full)
 {
 	static struct plan plans[2];
 	unsigned count = 1 + below(random, 2), begun = 0;
 	memset(plans, 0, sizeof plans);
+	if (inject)
+		choose_failure(random);
 	for (unsigned number = 0; number < OWNERS; number++)
 		plan_owner(plans, count, &owners[number], random);
 	plan_range(&plans[0], shared, SHARED_PAGES);
@@ -546,7 +576,7 @@ static unsigned migrate(uint64_t *random, bool full)
 		if (below(random, 2))
 			join_ranges(&plans[number]);
 		struct nt_pager *pager = plans[number].runs_count ? begin(&options, &plans[number], &error) : NULL;
-		CHECK(pager || full || !plans[number].runs_count, "%s: %s (%s)", error.call, strerror(error.number), error.detail);
+		CHECK(pager || full || inject || !plans[number].runs_count, "%s: %s (%s)", error.call, strerror(error.number), error.detail);
 		if (pager)
 			current[begun++] = pager;
 	}

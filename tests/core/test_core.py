@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from support.core import BUILDS, FAILING, SCENARIOS, SERVICES, build
@@ -26,16 +26,23 @@ CANNOT = 77
 OPERATIONS = {"plain": 100_000, "address+undefined": 20_000, "thread": 20_000}
 
 
+class Make(Protocol):
+    """A program of this folder in a build, with its calls failing if it is `injected`."""
+
+    def __call__(self, source: str, name: str, injected: bool = ...) -> Path: ...
+
+
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """The program of a source in a build, made once."""
     folder = tmp_path_factory.mktemp("core")
-    made: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[str, str, bool], Path] = {}
 
-    def program(source: str, name: str) -> Path:
-        if (source, name) not in made:
-            made[source, name] = build(source, name, folder / f"{source}-{name}")
-        return made[source, name]
+    def program(source: str, name: str, injected: bool = False) -> Path:
+        key = source, name, injected
+        if key not in made:
+            made[key] = build(source, name, folder / f"{source}-{name}-{injected}", injected=injected)
+        return made[key]
 
     return program
 
@@ -52,9 +59,7 @@ def run(program: Path, *words: object, timeout: float = 240) -> str:
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_word_is_right_whatever_is_done_to_its_mapping(
-    programs: Callable[[str, str], Path], name: str, service: str
-) -> None:
+def test_every_word_is_right_whatever_is_done_to_its_mapping(programs: Make, name: str, service: str) -> None:
     line = run(programs("operations", name), service, OPERATIONS[name], 3)
     assert line.startswith(f"operations {service}: ")
     kinds = [part.split(":") for part in line.split(";")[1].split()]
@@ -65,21 +70,24 @@ def test_every_word_is_right_whatever_is_done_to_its_mapping(
 
 
 @pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_word_is_right_whatever_is_done_while_calls_fail(programs: Make, name: str, service: str) -> None:
+    line = run(programs("operations", name, True), service, OPERATIONS[name], 4)
+    assert line.startswith(f"operations {service}: ")
+
+
+@pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("scenario", FAILING)
 @pytest.mark.parametrize("name", ["plain", "address+undefined"])
-def test_nothing_is_lost_whichever_call_fails(
-    programs: Callable[[str, str], Path], name: str, scenario: str, service: str
-) -> None:
-    line = run(programs("failures", name), scenario, service, 4).splitlines()[-1]
+def test_nothing_is_lost_whichever_call_fails(programs: Make, name: str, scenario: str, service: str) -> None:
+    line = run(programs("failures", name, True), scenario, service, 4).splitlines()[-1]
     assert line.startswith(f"failures {scenario} {service}: ")
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_word_is_as_the_model_says(
-    programs: Callable[[str, str], Path], name: str, scenario: str, service: str
-) -> None:
+def test_every_word_is_as_the_model_says(programs: Make, name: str, scenario: str, service: str) -> None:
     if name == "thread" and scenario == "fork":
         pytest.skip("the thread sanitizer does not follow a fork of a program with threads")
     rounds = ROUNDS[name]
@@ -91,9 +99,7 @@ def test_every_word_is_as_the_model_says(
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("scenario", ["discard", "remap", "unmap"])
-def test_four_at_once_on_two_processors_come_to_an_end(
-    programs: Callable[[str, str], Path], scenario: str, service: str
-) -> None:
+def test_four_at_once_on_two_processors_come_to_an_end(programs: Make, scenario: str, service: str) -> None:
     """Each of their migrations within 20 s, which they see to themselves."""
     program, processors = programs("stress", "plain"), os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(processors)[:2])
@@ -109,7 +115,7 @@ def test_four_at_once_on_two_processors_come_to_an_end(
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("name", BUILDS)
 def test_an_address_that_a_second_move_frees_is_watched_for_who_takes_it(
-    programs: Callable[[str, str], Path], name: str, service: str
+    programs: Make, name: str, service: str
 ) -> None:
     assert run(programs("moved_twice", name), service, 10).startswith("moved_twice: 6000 moves")
 
@@ -119,50 +125,44 @@ def test_an_address_that_a_second_move_frees_is_watched_for_who_takes_it(
     ("way", "call"),
     [("sealed", "munmap"), ("sealed", "mmap"), ("limit", "mmap"), ("mappings", "munmap"), ("mappings", "mmap")],
 )
-def test_an_unmapping_that_fails_leaves_what_was_there(
-    programs: Callable[[str, str], Path], way: str, call: str, service: str
-) -> None:
+def test_an_unmapping_that_fails_leaves_what_was_there(programs: Make, way: str, call: str, service: str) -> None:
     assert run(programs("refused", "plain"), way, call, service) == ""
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("name", ["plain", "address+undefined"])
-def test_forks_while_pagers_begin_and_end(programs: Callable[[str, str], Path], name: str, service: str) -> None:
+def test_forks_while_pagers_begin_and_end(programs: Make, name: str, service: str) -> None:
     assert run(programs("forks", name), service, 200).startswith("forks: 600 migrations")
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("name", BUILDS)
-def test_nothing_is_left_of_a_mapping_that_changes_at_the_end(
-    programs: Callable[[str, str], Path], name: str, service: str
-) -> None:
+def test_nothing_is_left_of_a_mapping_that_changes_at_the_end(programs: Make, name: str, service: str) -> None:
     assert run(programs("left_behind", name), service, 100, 1).startswith("left_behind:")
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("name", BUILDS)
-def test_mappings_of_two_pagers_change_places(programs: Callable[[str, str], Path], name: str, service: str) -> None:
+def test_mappings_of_two_pagers_change_places(programs: Make, name: str, service: str) -> None:
     assert run(programs("exchanged", name), service, 20).startswith("exchanged:")
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_crowd_of_faults_does_not_hide_a_discard(programs: Callable[[str, str], Path], name: str) -> None:
+def test_a_crowd_of_faults_does_not_hide_a_discard(programs: Make, name: str) -> None:
     assert run(programs("crowd", name), 800) == ""
 
 
 @pytest.mark.parametrize("name", ["plain", "thread"])
 @pytest.mark.parametrize("scenario", ["cancelled", "heap"])
-def test_threads_that_are_cancelled_or_not_there_yet(
-    programs: Callable[[str, str], Path], scenario: str, name: str
-) -> None:
+def test_threads_that_are_cancelled_or_not_there_yet(programs: Make, scenario: str, name: str) -> None:
     if name == "thread" and scenario == "heap":
         pytest.skip("the thread sanitizer has a heap of its own, and does not follow a fork")
     assert run(programs("threads", name), scenario) == ""
 
 
-def test_the_sweep_lets_faults_go_first_but_not_for_ever(programs: Callable[[str, str], Path]) -> None:
+def test_the_sweep_lets_faults_go_first_but_not_for_ever(programs: Make) -> None:
     assert run(programs("pace", "address+undefined")) == ""
 
 
-def test_no_content_of_a_stat_file_leads_outside_of_it(programs: Callable[[str, str], Path]) -> None:
+def test_no_content_of_a_stat_file_leads_outside_of_it(programs: Make) -> None:
     assert run(programs("fuzz_stat", "address+undefined"), 200_000, 7) == ""

@@ -40,14 +40,14 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def at(self, source: str, name: str) -> str:
-        """Path of a program in a build."""
-        path = self.folder / f"{source}-{name}" / source
-        return str(path if path.exists() else build(source, name, path.parent))
+    def at(self, source: str, name: str, injected: bool = False) -> str:
+        """Path of a program in a build, `injected` if calls are to fail in it."""
+        path = self.folder / f"{source}-{name}-{injected}" / source
+        return str(path if path.exists() else build(source, name, path.parent, injected=injected))
 
-    def run(self, source: str, name: str, *words: object) -> Check:
+    def run(self, source: str, name: str, *words: object, injected: bool = False) -> Check:
         """Run one."""
-        return lambda: self._ended([self._start(source, name, *words)])
+        return lambda: self._ended([self._start(self.at(source, name, injected), *words)])
 
     def four(self, source: str, words: tuple[object, ...], seed: int) -> Check:
         """Run four at once, each with a seed of its own, on two processors."""
@@ -56,15 +56,15 @@ class Programs:
             processors = os.sched_getaffinity(0)
             os.sched_setaffinity(0, sorted(processors)[:2])
             try:
-                running = [self._start(source, "plain", *words, 4 * seed + number) for number in range(4)]
+                running = [self._start(self.at(source, "plain"), *words, 4 * seed + number) for number in range(4)]
             finally:
                 os.sched_setaffinity(0, processors)
             return self._ended(running)
 
         return check
 
-    def _start(self, source: str, name: str, *words: object) -> subprocess.Popen[str]:
-        command = [self.at(source, name), *map(str, words)]
+    def _start(self, program: str, *words: object) -> subprocess.Popen[str]:
+        command = [program, *map(str, words)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def _ended(self, running: list[subprocess.Popen[str]]) -> str:
@@ -100,7 +100,9 @@ def checks(programs: Programs, seed: int) -> Iterator[tuple[str, Check]]:
     for name in BUILDS:
         for service in SERVICES:
             many = 1_000_000 if name == "plain" else 50_000
-            yield f"operations ({name}) {service} {many} {seed}", programs.run("operations", name, service, many, seed)
+            for injected in (False, True):
+                what = f"operations ({name}{', calls fail' * injected}) {service} {many} {seed}"
+                yield what, programs.run("operations", name, service, many, seed, injected=injected)
     for scenario in SCENARIOS:
         for service in SERVICES:
             what = f"stress {scenario} {service} 20, four from seed {4 * seed}"
@@ -108,7 +110,8 @@ def checks(programs: Programs, seed: int) -> Iterator[tuple[str, Check]]:
     for name in ("plain", "address+undefined"):
         for scenario in FAILING:
             for service in SERVICES:
-                yield f"failures ({name}) {scenario} {service}", programs.run("failures", name, scenario, service, 50)
+                what = f"failures ({name}) {scenario} {service} 50"
+                yield what, programs.run("failures", name, scenario, service, 50, injected=True)
     for name in BUILDS:
         for service in SERVICES:
             yield f"moved_twice ({name}) {service}", programs.run("moved_twice", name, service, 100)

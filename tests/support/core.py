@@ -27,10 +27,9 @@ FAILING = ("sweep", "cancel", "faults", "remap", "unmap", "discard", "fork", "hu
 SERVICES = ("thread", "inline", "protect")
 
 
-def build(source: str, name: str, folder: Path) -> Path:
-    """A program of tests/core with the core in it, as build `name`; `failures` has its calls go through inject.c."""
+def build(source: str, name: str, folder: Path, *, injected: bool = False) -> Path:
+    """A program of tests/core with the core in it, as build `name`; `injected`: its calls go through inject.c."""
     core = sorted(path for path in (_ROOT / "src/nexttouch/_core").glob("*.c") if path.name != "module.c")
-    injected = source == "failures"
     renamed = ["-include", str(_PROGRAMS / "inject.h")] if injected else []
     sources = [str(_PROGRAMS / f"{source}.c"), *([str(_PROGRAMS / "inject.c")] if injected else [])]
     folder.mkdir()
