@@ -246,7 +246,9 @@ static enum outcome shrink(struct owner *owner)
 {
 	struct piece *piece = &owner->pieces[below(&owner->random, owner->count)];
 	unsigned kept = 1 + below(&owner->random, piece->pages);
-	if (kept == piece->pages || mremap(piece->at, size_of(piece), kept * (size_t)PAGE, 0) == MAP_FAILED)
+	if (kept == piece->pages)
+		return PASSED_OVER;
+	if (mremap(piece->at, size_of(piece), kept * (size_t)PAGE, 0) == MAP_FAILED)
 		return REFUSED;
 	cut(owner, piece, kept);
 	drop_piece(owner, &owner->pieces[owner->count - 1]);
@@ -516,31 +518,41 @@ static void *work(void *argument)
 
 /* ---- migrations ---- */
 
-/* Each piece, or most of its pages; pieces next to each other as one array, every other time. */
+/* Each piece, or most of its pages, of which the rest is watched as well three times out of four. */
 static void plan_owner(struct plan *plans, unsigned plans_count, struct owner *owner, uint64_t *random)
 {
 	for (unsigned number = 0; number < owner->count; number++) {
 		struct piece *piece = &owner->pieces[number];
 		struct plan *plan = &plans[place_of(piece->at) % plans_count];
 		unsigned skipped = below(random, 2) ? below(random, piece->pages) : 0;
-		plan_range(plan, piece->at, piece->pages);
+		unsigned watched = below(random, 4) ? 0 : skipped;
+		plan_range(plan, page_of(piece, watched), piece->pages - watched);
 		plan_run(plan, page_of(piece, skipped), piece->pages - skipped);
 	}
 }
 
-/* Ranges that meet are one. */
-static void join_ranges(struct plan *plan)
+/* Ranges that meet are one, and so are runs: an array lies in several mappings. */
+static void join(struct plan *plan)
 {
+	size_t ranges = 0, runs = 0;
 	qsort(plan->ranges, plan->ranges_count, sizeof *plan->ranges, by_address);
-	size_t kept = 0;
+	qsort(plan->runs, plan->runs_count, sizeof *plan->runs, by_address);
 	for (size_t number = 1; number < plan->ranges_count; number++) {
-		struct nt_range *last = &plan->ranges[kept], next = plan->ranges[number];
+		struct nt_range *last = &plan->ranges[ranges], next = plan->ranges[number];
 		if (last->start + last->size == next.start)
 			last->size += next.size;
 		else
-			plan->ranges[++kept] = next;
+			plan->ranges[++ranges] = next;
 	}
-	plan->ranges_count = plan->ranges_count ? kept + 1 : 0;
+	for (size_t number = 1; number < plan->runs_count; number++) {
+		struct nt_run *last = &plan->runs[runs], next = plan->runs[number];
+		if (last->start + last->pages * PAGE == next.start)
+			last->pages += next.pages;
+		else
+			plan->runs[++runs] = next;
+	}
+	plan->ranges_count = plan->ranges_count ? ranges + 1 : 0;
+	plan->runs_count = plan->runs_count ? runs + 1 : 0;
 }
 
 /* Choose the call that fails; where it cannot, it is late. */
@@ -574,7 +586,7 @@ static unsigned migrate(uint64_t *random, bool full)
 		options.rate = below(random, 3) ? 1e7 * (1 + below(random, 100)) : 0;
 		options.toucher = below(random, 4) == 0;
 		if (below(random, 2))
-			join_ranges(&plans[number]);
+			join(&plans[number]);
 		struct nt_pager *pager = plans[number].runs_count ? begin(&options, &plans[number], &error) : NULL;
 		CHECK(pager || full || inject || !plans[number].runs_count, "%s: %s (%s)", error.call, strerror(error.number), error.detail);
 		if (pager)
