@@ -167,7 +167,7 @@ static bool answer(enum call call, void *argument, int fault)
 			return false;
 		zero->zeropage = -fault;
 		return true;
-	case CALL_MOVE: /* the program can have discarded, pinned or locked its page; what is parked is nobody else's */
+	case CALL_MOVE: /* the program can have discarded, pinned or locked its page, but none that is parked */
 		parked = move->src - injection.start >= injection.size;
 		if (parked && (fault == ENOENT || fault == EBUSY || fault == EINVAL))
 			return false;

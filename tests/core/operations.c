@@ -417,7 +417,7 @@ static pthread_mutex_t crowd_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *crowd; /* pages of which every other one is a mapping of its own, up to `crowd_next` */
 static size_t crowd_pages, crowd_next;
 
-/* Reserve nothing yet, but look how many mappings the process may have. */
+/* Look how many mappings the process may have. */
 static void prepare_crowd(void)
 {
 	FILE *file = fopen("/proc/sys/vm/max_map_count", "r");
