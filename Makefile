@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGE := $(BIN)/python -m nexttouch
 
-.PHONY: help demo test lint bench lab clean
+.PHONY: help demo test soak lint bench lab clean
+
+SOAK ?= 1h
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +18,9 @@ demo: .venv/ready ## move the memory of a real program lazily between NUMA nodes
 
 test: .venv/ready ## run every test, those that need four nodes in a virtual machine
 	@scripts/test $(TEST_FLAGS)
+
+soak: .venv/ready ## run what finds rare failures for hours, with new seeds: SOAK=8h
+	@cd tests && ../$(BIN)/python -m soak $(SOAK)
 
 lint: .venv/ready ## ruff, mypy and the C compiler's warnings
 	@$(BIN)/ruff check .

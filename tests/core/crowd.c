@@ -21,6 +21,11 @@
 #define STACK_SIZE (1 << 15)
 #define HANG 60
 #define LONG_STEP (1ull << 50)
+#ifdef __SANITIZE_THREAD__
+#define PACED 0 /* the pace is the pager's thread's, and this one meddles with it */
+#else
+#define PACED 1
+#endif
 
 static uint8_t *memory;
 static pthread_barrier_t begin;
@@ -75,7 +80,8 @@ int main(int count, char **arguments)
 	struct nt_pager *pager = migrate(pages, &error);
 	if (!pager)
 		return printf("%s: %s\n", error.call, strerror(error.number)), 1;
-	pager->pace.took = LONG_STEP; /* as if a sweep had gone before: from now on it waits for the faults */
+	if (PACED)
+		pager->pace.took = LONG_STEP; /* as if a sweep had gone before: from now on it waits for the faults */
 	pthread_barrier_wait(&begin);
 	for (uint64_t page = touched; page < pages; page++)
 		madvise(memory + page * PAGE, PAGE, MADV_DONTNEED);
@@ -83,7 +89,7 @@ int main(int count, char **arguments)
 		pthread_join(threads[number], NULL);
 	nt_pager_cancel(pager);
 	nt_pager_wait(pager, NT_DONE, HANG);
-	if (pager->pace.quiet < LONG_STEP)
+	if (PACED && pager->pace.quiet < LONG_STEP)
 		return printf("the sweep knows of no fault\n"), 1;
 	nt_pager_free(pager);
 	for (uint64_t page = 0; page < pages; page++)

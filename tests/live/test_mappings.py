@@ -6,13 +6,16 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, checked, libc, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, checked, in_child, libc, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason
@@ -25,6 +28,8 @@ MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_COLLAPSE = 4, 8, 10, 25
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MAP_FIXED_NOREPLACE = 0x100000
 MAP_FIXED = 0x10
+OVER = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000 | MAP_FIXED  # MAP_NORESERVE
+MSEAL = 462
 FAILED = 2**64 - 1
 
 
@@ -261,6 +266,51 @@ def test_memory_mapped_and_unmapped_by_many_threads(options: dict[str, Any]) -> 
                 memory.check()
 
     run_threads(*(lambda number=number: use(number) for number in range(4)))
+
+
+# ---- an unmapping that fails ----
+
+
+def refused_at_a_seal(memory: Memory, call: str) -> int:
+    """Unmap half of the first 64 pages with the one behind them, which is sealed."""
+    if libc.syscall(MSEAL, ctypes.c_void_p(memory.at(64)), ctypes.c_size_t(PAGE_SIZE), ctypes.c_ulong(0)):
+        pytest.skip(f"mseal: {os.strerror(ctypes.get_errno())}")
+    place, size = ctypes.c_void_p(memory.at(32)), ctypes.c_size_t(33 * PAGE_SIZE)
+    if call == "munmap":
+        return int(libc.munmap(place, size))
+    return int(libc.mmap(place, size, mmap.PROT_READ, OVER, -1, ctypes.c_long(0)))
+
+
+def refused_at_the_limit(memory: Memory, _: str) -> int:
+    """Map more than RLIMIT_AS allows over all of them."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * PAGE_SIZE + (1 << 28), resource.RLIM_INFINITY))
+    place, size = ctypes.c_void_p(memory.address), ctypes.c_size_t(1 << 32)
+    return int(libc.mmap(place, size, mmap.PROT_READ, OVER, -1, ctypes.c_long(0)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@way
+@pytest.mark.parametrize(
+    ("refused", "call"),
+    [(refused_at_a_seal, "munmap"), (refused_at_a_seal, "mmap"), (refused_at_the_limit, "mmap")],
+    ids=["munmap-sealed", "mmap-sealed", "mmap-limit"],
+)
+def test_an_unmapping_that_fails_leaves_what_was_there(
+    options: dict[str, Any], refused: Callable[[Memory, str], int], call: str
+) -> None:
+    """The kernel tells of it before it fails."""
+
+    def child() -> bool:  # what is sealed goes with the process
+        memory = Memory(65)
+        with nt.lazy(memory.part(0, 64), 0, always=True, rate=0, window=1, **options) as migration:
+            assert migration.wait_armed(HANG)
+            assert refused(memory, call) in (-1, FAILED)
+            memory.check()
+        memory.check()
+        return settled(migration.stats, 64)
+
+    assert in_child(child)
 
 
 # ---- moving the mapping ----

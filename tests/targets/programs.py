@@ -196,7 +196,7 @@ def leftovers(pid: int) -> list[str]:
 
 # The mappings of a program that changes them may differ from one file to the next.
 def _changes(pid: int) -> bool:
-    return Path(f"/proc/{pid}/exe").readlink().name == "unruly"
+    return Path(f"/proc/{pid}/exe").readlink().name in ("joining", "unruly")
 
 
 def _armed(pid: int) -> Iterator[tuple[str, int]]:
