@@ -90,9 +90,9 @@ struct region {
 	uint64_t home, size; /* addresses when the plan was made */
 	uint64_t place;      /* where it is believed to be */
 	uint32_t uprooted;   /* not 0: another mapping came to `place`, as the uprooted'th; where this one is is not known */
+	uint32_t doubt;      /* not 0: the doubt'th unmapping was of it, and may have failed */
 	uint16_t descriptor;
 	bool pending;        /* has RETURNING pages to be put back */
-	bool doubtful;       /* an unmapping of it has been told of */
 };
 
 /*
@@ -174,7 +174,7 @@ struct nt_pager {
 	size_t ranges_count;
 	struct region *regions; /* where it is now */
 	size_t regions_count;
-	uint32_t uprootings;
+	uint32_t uprootings, unmappings; /* that have been told of */
 	struct descriptor *descriptors;
 	size_t descriptors_count;
 	int ready_fd;   /* an epoll of them */

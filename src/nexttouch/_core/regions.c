@@ -12,9 +12,9 @@
  * could come after it.
  *
  * Events of several threads are read in the order in which they queue them, which need not be that of the changes. Where a
- * mapping has a descriptor of its own that does not matter: its moves add up to where it is. Where mappings share one, as
- * there are too many, or the program has cut one, a mapping can be told to have come to a place before another one is told
- * to have left it. What another region comes to is *uprooted*: the next change that moves away what was there is about the
+ * mapping has a descriptor of its own that does not matter: a thread knows where it is only from a call that has returned,
+ * and so has been told of. Where mappings share one, as there are too many, or the program has cut one, a mapping can be
+ * told to have come to a place before another one is told to have left it. What another region comes to is *uprooted*: the next change that moves away what was there is about the
  * one that was uprooted first; if there is none by the time that nothing is changing any more, it was unmapped. That is
  * right unless an event is on its way for as long as another thread moves the same memory twice without touching what is
  * parked in it: `nexttouch check engine` has the shortest ways in which it is not, and no rule on addresses is right in all.
@@ -83,9 +83,44 @@ static void displace(struct nt_pager *pager, struct region *region, uint8_t reas
 	pager->descriptors[region->descriptor].unsettled = true;
 }
 
-/* What is believed to be at [start, end) is there no more, as another mapping is. */
+/* A region was unmapped. */
+static void bury(struct nt_pager *pager, size_t number)
+{
+	struct region *region = &pager->regions[number];
+	struct pages run;
+	for (uint64_t at = region->home; next_run(pager, &at, region->home + region->size, NT_RETURNING, &run);)
+		finish(pager, run, NT_UNMAPPED);
+	drop_region(pager, number);
+}
+
+/* An unmapping succeeded, and so all of it. */
+static void bury_doubted(struct nt_pager *pager, uint32_t doubt)
+{
+	for (size_t number = pager->regions_count; number-- > 0;)
+		if (pager->regions[number].doubt == doubt)
+			bury(pager, number);
+}
+
+/* The unmapping that has been told of something at [start, end), and may have failed; 0 if there is none. */
+static uint32_t doubt_at(const struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end)
+{
+	uint32_t doubt = 0;
+	for (size_t number = 0; number < pager->regions_count && !doubt; number++) {
+		const struct region *region = &pager->regions[number];
+		if (lies_in(region, descriptor, start, end) && !region->uprooted)
+			doubt = region->doubt;
+	}
+	return doubt;
+}
+
+/*
+ * What is believed to be at [start, end) is there no more, as another mapping is. What was told to be unmapped there was:
+ * that another mapping has come proves it.
+ */
 static void uproot(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end)
 {
+	for (uint32_t doubt; (doubt = doubt_at(pager, descriptor, start, end));)
+		bury_doubted(pager, doubt);
 	pager->uprootings++;
 	for (size_t number = 0; number < pager->regions_count; number++) {
 		struct region *region = &pager->regions[number];
@@ -108,35 +143,16 @@ static uint32_t first_uprooted(const struct nt_pager *pager, size_t descriptor, 
 	return first;
 }
 
-/* The only region of a descriptor, if it has no other. */
-static struct region *only_region(struct nt_pager *pager, size_t descriptor)
-{
-	struct region *only = NULL;
-	for (size_t number = 0; number < pager->regions_count; number++) {
-		if (pager->regions[number].descriptor != descriptor)
-			continue;
-		if (only)
-			return NULL;
-		only = &pager->regions[number];
-	}
-	return only;
-}
-
 static void move_region(struct nt_pager *pager, struct region *region, uint64_t by)
 {
 	region->place += by;
 	region->uprooted = 0;
-	region->doubtful = false;
+	region->doubt = 0;
 	displace(pager, region, NT_REMAPPED);
 }
 
 void change_moved(struct nt_pager *pager, size_t descriptor, uint64_t from, uint64_t to, uint64_t size)
 {
-	struct region *only = only_region(pager, descriptor);
-	if (only && only->size == size && !lies_in(only, descriptor, from, from + size)) { /* told before the move that led there */
-		move_region(pager, only, to - from);
-		return;
-	}
 	cut_at(pager, descriptor, from);
 	cut_at(pager, descriptor, from + size);
 	cut_at(pager, descriptor, to);
@@ -154,11 +170,12 @@ void change_unmapped(struct nt_pager *pager, size_t descriptor, uint64_t start, 
 {
 	cut_at(pager, descriptor, start);
 	cut_at(pager, descriptor, end);
+	pager->unmappings++;
 	for (size_t number = 0; number < pager->regions_count; number++) {
 		struct region *region = &pager->regions[number];
 		if (!lies_in(region, descriptor, start, end) || region->uprooted)
 			continue;
-		region->doubtful = true;
+		region->doubt = pager->unmappings;
 		displace(pager, region, NT_UNMAPPED);
 	}
 }
@@ -198,14 +215,6 @@ static bool restore(struct nt_pager *pager, struct region *region)
 	return true;
 }
 
-/* Everything has been told of: what is uprooted still was unmapped. */
-static void bury(struct nt_pager *pager, const struct region *region)
-{
-	struct pages run;
-	for (uint64_t at = region->home; next_run(pager, &at, region->home + region->size, NT_RETURNING, &run);)
-		finish(pager, run, NT_UNMAPPED);
-}
-
 /* Put back what changes of a descriptor's memory have displaced; false when an event has to be read first. */
 bool restore_regions(struct nt_pager *pager, size_t descriptor)
 {
@@ -223,13 +232,12 @@ bool restore_regions(struct nt_pager *pager, size_t descriptor)
 		struct region *region = &pager->regions[number];
 		if (region->descriptor != descriptor)
 			continue;
-		if (region->uprooted)
-			bury(pager, region);
-		else if (!region->doubtful || is_registered(pager, own->uffd, region->place, true)) {
-			region->doubtful = false;
-			continue;
-		}
-		drop_region(pager, number);
+		if (region->uprooted) /* everything has been told of */
+			bury(pager, number);
+		else if (region->doubt && !is_registered(pager, own->uffd, region->place, true))
+			drop_region(pager, number);
+		else
+			region->doubt = 0;
 	}
 	own->unsettled = false;
 	return true;
