@@ -14,6 +14,9 @@
 #undef open
 #undef poll
 #undef ppoll
+#undef epoll_create1
+#undef epoll_ctl
+#undef epoll_wait
 #undef eventfd
 #undef syscall
 #undef pthread_create
@@ -55,13 +58,16 @@ const struct call_kind call_kinds[CALLS] = {
 	[CALL_OPEN] = {"open", {EMFILE, ENOMEM, EACCES}},
 	[CALL_POLL] = {"poll", {EINTR, ENOMEM}},
 	[CALL_PPOLL] = {"ppoll", {EINTR, ENOMEM}},
+	[CALL_EPOLL_CREATE] = {"epoll_create1", {EMFILE, ENOMEM}},
+	[CALL_EPOLL_CTL] = {"epoll_ctl", {ENOMEM, ENOSPC}},
+	[CALL_EPOLL_WAIT] = {"epoll_wait", {EINTR}},
 	[CALL_EVENTFD] = {"eventfd", {EMFILE, ENOMEM}},
 	[CALL_USERFAULTFD] = {"userfaultfd", {EPERM, EMFILE, ENOMEM}},
 	[CALL_MOVE_PAGES] = {"move_pages", {ENOMEM, NOT_ATTEMPTED}},
 	[CALL_SET_MEMPOLICY] = {"set_mempolicy", {ENOMEM}},
 	[CALL_GET_MEMPOLICY] = {"get_mempolicy", {0}},
 	[CALL_MBIND] = {"mbind", {ENOMEM, EIO}},
-	[CALL_OTHER_SYSCALL] = {"syscall", {ENOMEM}},
+	[CALL_FUTEX] = {"futex", {0}},
 	[CALL_PTHREAD_CREATE] = {"pthread_create", {EAGAIN}},
 	[CALL_PTHREAD_ATFORK] = {"pthread_atfork", {ENOMEM}},
 	[CALL_SIGACTION] = {"sigaction", {0}},
@@ -252,6 +258,21 @@ int inject_ppoll(struct pollfd *files, nfds_t count, const struct timespec *time
 	DO(int, CALL_PPOLL, ppoll(files, count, timeout, mask), -1);
 }
 
+int inject_epoll_create1(int flags)
+{
+	DO(int, CALL_EPOLL_CREATE, epoll_create1(flags), -1);
+}
+
+int inject_epoll_ctl(int epoll, int change, int file, struct epoll_event *event)
+{
+	DO(int, CALL_EPOLL_CTL, epoll_ctl(epoll, change, file, event), -1);
+}
+
+int inject_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout)
+{
+	DO(int, CALL_EPOLL_WAIT, epoll_wait(epoll, events, most, timeout), -1);
+}
+
 int inject_eventfd(unsigned value, int flags)
 {
 	DO(int, CALL_EVENTFD, eventfd(value, flags), -1);
@@ -270,8 +291,8 @@ static enum call syscall_call(long number)
 		return CALL_GET_MEMPOLICY;
 	case SYS_mbind:
 		return CALL_MBIND;
-	default:
-		return CALL_OTHER_SYSCALL;
+	default: /* SYS_futex */
+		return CALL_FUTEX;
 	}
 }
 

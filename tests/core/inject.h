@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -31,6 +32,9 @@ ssize_t inject_pread(int file, void *data, size_t size, off_t offset);
 int inject_open(const char *path, int flags);
 int inject_poll(struct pollfd *files, nfds_t count, int timeout);
 int inject_ppoll(struct pollfd *files, nfds_t count, const struct timespec *timeout, const sigset_t *mask);
+int inject_epoll_create1(int flags);
+int inject_epoll_ctl(int epoll, int change, int file, struct epoll_event *event);
+int inject_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout);
 int inject_eventfd(unsigned value, int flags);
 long inject_syscall(long number, ...);
 int inject_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
@@ -50,6 +54,9 @@ int inject_sigaction(int number, const struct sigaction *action, struct sigactio
 #define open(...) inject_open(__VA_ARGS__)
 #define poll(...) inject_poll(__VA_ARGS__)
 #define ppoll(...) inject_ppoll(__VA_ARGS__)
+#define epoll_create1(...) inject_epoll_create1(__VA_ARGS__)
+#define epoll_ctl(...) inject_epoll_ctl(__VA_ARGS__)
+#define epoll_wait(...) inject_epoll_wait(__VA_ARGS__)
 #define eventfd(...) inject_eventfd(__VA_ARGS__)
 #define syscall(...) inject_syscall(__VA_ARGS__, 0L, 0L, 0L, 0L, 0L, 0L)
 #define pthread_create(...) inject_pthread_create(__VA_ARGS__)

@@ -24,12 +24,14 @@ static enum content content_at(const struct nt_pager *pager, uint64_t address)
 }
 
 /*
- * Why the kernel refused. It looks for the mapping before it looks (again) whether an unmapping waits for us, so that an
+ * Why the kernel refused; EAGAIN if it need not the next time. It looks for the mapping before it looks (again) whether an unmapping waits for us, so that an
  * ENOENT or EINVAL can be an EAGAIN. That the mapping is gone without one can only be once we have read of it.
  */
 static int refusal(int uffd)
 {
 	int number = errno;
+	if (number == ENOMEM) /* for page tables, or a page of zeros */
+		return EAGAIN;
 	return number != EAGAIN && is_changing(uffd) ? EAGAIN : number;
 }
 
@@ -198,8 +200,7 @@ static int put_back_copy(struct nt_pager *pager, struct pages one, uint64_t to)
 		return number;
 	if (!ioctl(uffd, UFFDIO_COPY, &copy))
 		return 0;
-	number = refusal(uffd);
-	return number == ENOMEM ? EAGAIN : number;
+	return refusal(uffd);
 }
 
 /* What became of a page that was not put back for `number`. */

@@ -135,15 +135,15 @@ static bool next_mapping(struct lines *lines, struct mapping *mapping)
 
 /*
  * Let go of [start, start + size) if it is a descriptor's: of another one's it is refused to register it. Older kernels
- * unregister what is registered with another one (until 6.17). Whether it was.
+ * unregister what is registered with another one (until 6.17). Whether it was. What children are still kept from stays
+ * watched, so that the next look finds it.
  */
 static bool let_go(const struct nt_pager *pager, int uffd, uint64_t start, uint64_t size)
 {
 	if (!watch(pager, uffd, start, size))
 		return false;
-	if (pager->dont_fork)
-		madvise((void *)(uintptr_t)start, size, MADV_DOFORK);
-	unwatch(pager, uffd, start, size);
+	if (!pager->dont_fork || !madvise((void *)(uintptr_t)start, size, MADV_DOFORK))
+		unwatch(pager, uffd, start, size);
 	return true;
 }
 
