@@ -13,7 +13,7 @@
  *  I2  PLANNED, DUE_* and every final state but STRANDED: it is in the program's memory, or the program has given it up.
  *  I3  ARMING, ARMED, RETURNING: relocate has it in the shadow, write_protect in its place with stores forbidden.
  *  I4  Who changes ARMED to RETURNING (`claim`, a compare-and-exchange) owns the page until it writes another state.
- *      PLANNED and ARMING are the pager's thread's alone.
+ *      PLANNED and ARMING are the pager's thread's alone, DUE_* are the mover's.
  *  I5  A page leaves the shadow only by UFFDIO_MOVE to an address where its mapping is: where its region says it is
  *      (regions.c), and while nothing is changing (the kernel refuses with EAGAIN as long as a change has not been told
  *      of in full). The kernel moves nothing into a mapping that is not registered with the same descriptor.
@@ -31,7 +31,7 @@
  *                                    disarm_all, regions.c)
  *      RETURNING -> ARMED            rearm, EAGAIN              shadow
  *      RETURNING -> DUE_*            mechanism.give_back        program; its move is owed
- *      DUE_* -> MOVED_*, a reason    move_due                   program
+ *      DUE_* -> MOVED_*, a reason    run_mover                  program
  *      RETURNING -> a reason         mechanism.give_back,       program; or gone (I6)
  *                                    restore_regions
  *      PLANNED, ARMED -> a reason    regions.c                  given up by the program (discard)
@@ -183,13 +183,13 @@ struct nt_pager {
 	int16_t *origins;
 	int16_t *wanted; /* node that a DUE page goes to; negative: by the target set */
 	_Atomic uint8_t *due_blocks;
-	_Atomic bool any_due;
 	size_t due_cursor;
 	size_t pages;
-	_Atomic size_t unfinished; /* pages without a final state */
-	bool gone;                 /* the memory is: the process has ended, or become another program */
+	_Atomic size_t unreturned; /* pages that are traps, or will be */
+	_Atomic size_t unfinished; /* these, and those that are due: pages without a final state */
+	_Atomic bool gone;         /* the memory is: the process has ended, or become another program */
 	bool dont_fork;            /* registered memory carries MADV_DONTFORK of ours */
-	bool all_full;             /* no target node has room */
+	_Atomic bool all_full;     /* no target node has room */
 	struct nt_nodemask full[2]; /* nodes that had no room for small pages, for huge ones */
 
 	int *nodes;
@@ -212,7 +212,9 @@ struct nt_pager {
 	uint64_t arm_page;
 	size_t sweep_segment;
 	uint64_t sweep_page;
-	struct pace pace; /* of the sweep */
+	struct pace pace;     /* of the sweep */
+	uint64_t swept_ns;    /* when its last step began, until that is moved; 0: it is */
+	uint64_t swept_pages; /* in it */
 	uint64_t discarded_ns;
 	char text[1 << 15]; /* of a file in /proc: a line with a path of which each byte is escaped fits */
 
@@ -220,11 +222,13 @@ struct nt_pager {
 	_Atomic bool gate_shut;
 	_Atomic unsigned inside;
 
-	pthread_t thread;
+	pthread_t thread, mover;
 	pid_t owner; /* the process whose thread it is: a forked child has only the memory */
 	bool started;
 	_Atomic int request;
-	_Atomic uint32_t phase, start_signal; /* futexes */
+	_Atomic uint32_t phase, start_signal, due_signal, moved_all; /* futexes */
+	_Atomic bool ending;                                         /* the mover is to */
+	_Atomic bool let_go;                                         /* nothing is armed or watched any more */
 	struct counts counts;
 };
 
@@ -287,8 +291,8 @@ void release(void *array);
 
 /* states.c */
 void set_states(struct nt_pager *pager, struct pages run, uint8_t state);
-void finish(struct nt_pager *pager, struct pages run, uint8_t state);
 void conclude(struct nt_pager *pager, struct pages run, uint8_t state);
+void conclude_due(struct nt_pager *pager, struct pages run, uint8_t state);
 void rearm(struct nt_pager *pager, struct pages run);
 uint64_t claim(struct nt_pager *pager, const struct segment *segment, uint64_t first, uint64_t limit, uint8_t from);
 const struct segment *segment_at(const struct nt_pager *pager, uint64_t address);
@@ -325,7 +329,8 @@ bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address, boo
 
 /* moving.c */
 void mark_due(struct nt_pager *pager, struct pages run);
-bool move_due(struct nt_pager *pager);
+void *run_mover(void *argument);
+void end_mover(struct nt_pager *pager);
 
 /* fault.c */
 int serve(struct nt_pager *pager, size_t descriptor, uint64_t address, struct toucher *toucher);

@@ -26,6 +26,7 @@ static bool copy_runs(struct nt_pager *pager, const struct nt_run *runs, size_t 
 		pager->pages += runs[number].pages;
 	}
 	atomic_store(&pager->unfinished, pager->pages);
+	atomic_store(&pager->unreturned, pager->pages);
 	return pager->segments;
 }
 
@@ -101,23 +102,27 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 /* ---- starting ---- */
 
 /* A handler of the program that ran in the pager's thread and touched an armed page would wait for itself. */
-static int create_thread(struct nt_pager *pager)
+static int create_threads(struct nt_pager *pager)
 {
 	sigset_t all, before;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int number = pthread_create(&pager->thread, NULL, run_pager, pager);
+	int number = pthread_create(&pager->mover, NULL, run_mover, pager);
+	if (!number && (number = pthread_create(&pager->thread, NULL, run_pager, pager))) {
+		end_mover(pager);
+		pthread_join(pager->mover, NULL);
+	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return number;
 }
 
-/* The thread is there before anything is watched: to make it takes memory, which may lie in what is watched. */
+/* The threads are there before anything is watched: to make them takes memory, which may lie in what is watched. */
 static int start(struct nt_pager *pager, struct nt_error *error)
 {
 	if (process_join(pager, error))
 		return -1;
 	set_phase(pager, NT_ARMING_PHASE);
-	errno = create_thread(pager);
+	errno = create_threads(pager);
 	bool threaded = errno == 0;
 	if (!threaded)
 		fail(error, "pthread_create", NULL);
@@ -133,6 +138,8 @@ static int start(struct nt_pager *pager, struct nt_error *error)
 	if (threaded) { /* now: to end it frees memory */
 		futex_set(&pager->start_signal, NT_START_END);
 		pthread_join(pager->thread, NULL);
+		end_mover(pager);
+		pthread_join(pager->mover, NULL);
 	}
 	process_leave(pager);
 	set_phase(pager, NT_DONE);
@@ -264,6 +271,7 @@ void nt_pager_free(struct nt_pager *pager)
 	if (ours && pager->started) {
 		nt_pager_cancel(pager);
 		pthread_join(pager->thread, NULL);
+		pthread_join(pager->mover, NULL);
 	} else {
 		discard(pager, ours);
 	}

@@ -47,7 +47,8 @@ static struct pages claim_swept(struct nt_pager *pager)
 	return (struct pages){pager->segments, 0, 0};
 }
 
-static void sweep(struct nt_pager *pager, bool late)
+/* Put the next step of the sweep back, which makes it due; without a target it stays. */
+static void sweep(struct nt_pager *pager)
 {
 	uint64_t began = now_ns();
 	struct pages run = claim_swept(pager);
@@ -58,38 +59,43 @@ static void sweep(struct nt_pager *pager, bool late)
 	int again = moves ? return_run(pager, run, -1, NT_DUE_SWEEP) : give_back(pager, run, NT_UNTOUCHED);
 	if (!again)
 		pager->sweep_page += run.count;
-	while (move_due(pager)) /* what faults have made due meanwhile, too */
-		;
-	uint64_t ended = now_ns();
-	pace_step(&pager->pace, began, ended, late ? 0 : (double)(run.count * pager->page_size) / pager->options.rate);
+	pager->swept_ns = began;
+	pager->swept_pages = run.count;
+}
+
+/* Nothing is due: the last step of the sweep has been moved, if there was one. */
+static void note_swept(struct nt_pager *pager)
+{
+	uint64_t ended = now_ns(), began = pager->swept_ns;
+	if (!began)
+		return;
+	bool late = ended >= pager->pace.deadline;
+	pace_step(&pager->pace, began, ended, late ? 0 : (double)(pager->swept_pages * pager->page_size) / pager->options.rate);
 	count(&pager->counts.sweep_ns, ended - began);
+	pager->swept_ns = 0;
 }
 
-/* Finish what is in its place, as `reason`: no thread waits for it. */
-static void drop_in_place(struct nt_pager *pager, uint8_t state, uint8_t reason)
+static bool is_any_due(const struct nt_pager *pager)
+{
+	return atomic_load(&pager->unfinished) != atomic_load(&pager->unreturned);
+}
+
+/* Give back every page that is armed, and drop those that are to be, as far as no event has to be read first. */
+static void disarm_all(struct nt_pager *pager, uint8_t reason)
 {
 	const struct segment *last = &pager->segments[pager->segments_count - 1];
 	uint64_t at = 0, end = last->start + last->pages * pager->page_size;
 	struct pages run;
-	while (next_run(pager, &at, end, state, &run))
-		finish(pager, run, reason);
-}
-
-/* Give back every page that is armed, and finish those that are to be; false when an event has to be read first. */
-static bool disarm_all(struct nt_pager *pager, uint8_t reason)
-{
-	const struct segment *last = &pager->segments[pager->segments_count - 1];
-	uint64_t at = 0, end = last->start + last->pages * pager->page_size;
-	struct pages run;
-	drop_in_place(pager, NT_PLANNED, reason);
+	while (next_run(pager, &at, end, NT_PLANNED, &run))
+		conclude(pager, run, reason);
+	at = 0;
 	while (next_run(pager, &at, end, NT_ARMED, &run)) {
 		uint64_t most = run.segment->unit > ARM_PAGES ? run.segment->unit : ARM_PAGES;
 		uint64_t claimed = claim(pager, run.segment, run.first, run.first + lesser(run.count, most), NT_ARMED);
 		at = address_of(pager, run.segment, run.first + (claimed ? claimed : 1));
 		if (claimed && give_back(pager, part(run, 0, claimed), reason))
-			return false;
+			return;
 	}
-	return true;
 }
 
 void set_phase(struct nt_pager *pager, enum nt_phase phase)
@@ -139,26 +145,35 @@ static void begin_serving(struct nt_pager *pager)
 	set_phase(pager, NT_SERVING);
 }
 
-/* One round: messages first, then some of what is due, then arming, the end, or the sweep. Whether to go on. */
+/* When the sweep has its next turn: never while something is due, as the mover tells when nothing is. */
+static uint64_t next_turn(const struct nt_pager *pager)
+{
+	return is_any_due(pager) ? UINT64_MAX : pace_next(&pager->pace);
+}
+
+/* One round: messages first, then arming, the end, or the sweep. Whether to go on: until no page is a trap, or will be. */
 static bool take_round(struct nt_pager *pager, bool *armed)
 {
 	uint8_t reason = end_reason(pager);
-	bool busy = atomic_load(&pager->any_due) || !*armed || reason;
-	if (!wait_for_work(pager, busy ? 0 : pace_next(&pager->pace)) || pager->gone)
+	if (!wait_for_work(pager, *armed && !reason ? next_turn(pager) : 0) || atomic_load(&pager->gone))
 		return false;
-	move_due(pager);
-	if (reason && disarm_all(pager, reason))
-		*armed = true; /* all that will be */
-	else if (!reason && !*armed && (*armed = arm_batch(pager)))
+	if (!is_any_due(pager))
+		note_swept(pager);
+	if (reason)
+		disarm_all(pager, reason);
+	else if (!*armed && (*armed = arm_batch(pager)))
 		begin_serving(pager);
-	else if (!reason && *armed && now_ns() >= pace_next(&pager->pace))
-		sweep(pager, now_ns() >= pager->pace.deadline);
-	return !*armed || atomic_load(&pager->unfinished);
+	else if (*armed && now_ns() >= next_turn(pager))
+		sweep(pager);
+	return atomic_load(&pager->unreturned);
 }
 
+/*
+ * Nothing is a trap when the rounds are over, or the process is gone. What is due is moved after all has been let go: a fork
+ * waits for the one, and not for the other.
+ */
 void *run_pager(void *argument)
 {
-	static const uint8_t in_place[] = {NT_DUE_FAULT, NT_DUE_SWEEP};
 	struct nt_pager *pager = argument;
 	bool armed = false;
 	futex_wait_at_least(&pager->start_signal, NT_START_BEGIN, NULL);
@@ -167,13 +182,15 @@ void *run_pager(void *argument)
 	prctl(PR_SET_NAME, "nexttouch");
 	while (take_round(pager, &armed))
 		;
-	if (atomic_load(&pager->unfinished)) { /* the process is gone */
+	if (atomic_load(&pager->unreturned))
 		disarm_all(pager, NT_UNMAPPED);
-		for (size_t number = 0; number < sizeof in_place; number++)
-			drop_in_place(pager, in_place[number], NT_UNMAPPED);
-	}
 	shut_gate(pager);
-	dismantle(pager);
+	stop_watching(pager);
+	close_descriptors(pager); /* before a fork goes on, whose child closes what it finds of ours */
+	atomic_store(&pager->let_go, true);
+	end_mover(pager);
+	note_swept(pager);
+	close_files(pager);
 	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: whoever asks after it is to hear that */
 	process_leave(pager);
 	return NULL;

@@ -6,10 +6,12 @@
  * 30 us and more under load, as it waits for every CPU (lru_cache_disable), whatever it moves: what several faults made due
  * goes in one call.
  *
- * Which pages are due is in their states; a byte a block says where to look. A signal handler can write both.
+ * Which pages are due is in their states; a byte a block says where to look. A signal handler can write both. What is due is
+ * the mover's alone until it has its final state.
  */
 #include <errno.h>
 #include <limits.h>
+#include <sys/prctl.h>
 
 #include "internal.h"
 
@@ -24,7 +26,8 @@ void mark_due(struct nt_pager *pager, struct pages run)
 	size_t last = (run.segment->first + run.first + run.count - 1) / DUE_BLOCK;
 	for (size_t block = first; block <= last && run.count; block++)
 		atomic_store_explicit(&pager->due_blocks[block], 1, memory_order_release);
-	atomic_store(&pager->any_due, true);
+	if (!atomic_load(&pager->due_signal))
+		futex_set(&pager->due_signal, 1);
 }
 
 /* ---- what goes into a call ---- */
@@ -64,7 +67,7 @@ static size_t add_unit(struct nt_pager *pager, size_t count, size_t index, struc
 	uint64_t address = address_of(pager, unit.segment, unit.first);
 	int node = target_of(pager, index, address, unit.segment->unit * pager->page_size);
 	if (is_in(&pager->full[unit.segment->unit > 1], node)) {
-		finish(pager, unit, NT_TARGET_FULL);
+		conclude_due(pager, unit, NT_TARGET_FULL);
 		return count;
 	}
 	pager->addresses[count] = (void *)(uintptr_t)address;
@@ -195,9 +198,9 @@ static void account(struct nt_pager *pager, size_t unit)
 	uint8_t state = state_of(pager, due.segment, due.first);
 	int status = pager->statuses[unit];
 	if (status == pager->targets[unit])
-		finish(pager, due, state == NT_DUE_FAULT ? NT_MOVED_FAULT : NT_MOVED_SWEEP);
+		conclude_due(pager, due, state == NT_DUE_FAULT ? NT_MOVED_FAULT : NT_MOVED_SWEEP);
 	else
-		finish(pager, due, status >= 0 ? NT_BUSY : reason_of(pager, status, address_of(pager, due.segment, due.first)));
+		conclude_due(pager, due, status >= 0 ? NT_BUSY : reason_of(pager, status, address_of(pager, due.segment, due.first)));
 }
 
 /* A node had no room for a unit of this size: no other one is tried. Without room for small pages on any there is none at all. */
@@ -303,19 +306,43 @@ static void move_units(struct nt_pager *pager, size_t first, size_t count)
 		account(pager, unit);
 }
 
-/* Move some of what is due, in one call a node; whether there is more. */
-bool move_due(struct nt_pager *pager)
+/* Move some of what is due, in one call a node; whether there may be more. */
+static bool move_due(struct nt_pager *pager)
 {
-	if (!atomic_exchange(&pager->any_due, false))
-		return false;
 	size_t count = gather(pager);
-	bool more = count == MOVE_UNITS;
 	for (size_t first = 0; first < count;) {
 		size_t same = same_node(pager, first, count);
 		move_units(pager, first, same);
 		first += same;
 	}
-	if (more)
-		atomic_store(&pager->any_due, true);
-	return more;
+	return count == MOVE_UNITS;
+}
+
+/*
+ * The mover: a thread of its own, because a call can take seconds where the CPUs are busy, and neither a fault nor a thread
+ * that unmaps shall wait for that. It ends when it is told to and nothing is due.
+ */
+void *run_mover(void *argument)
+{
+	struct nt_pager *pager = argument;
+	bool ending;
+	prctl(PR_SET_NAME, "nexttouch-move");
+	do {
+		futex_wait_at_least(&pager->due_signal, 1, NULL);
+		ending = atomic_load(&pager->ending); /* first: nothing comes to be due after that */
+		atomic_store(&pager->due_signal, 0);
+		while (move_due(pager))
+			;
+		wake_thread(pager); /* which may sweep on */
+	} while (!ending);
+	futex_set(&pager->moved_all, 1);
+	return NULL;
+}
+
+/* Have what is due moved, and the mover end; return when it has. */
+void end_mover(struct nt_pager *pager)
+{
+	atomic_store(&pager->ending, true);
+	futex_set(&pager->due_signal, 1);
+	futex_wait_at_least(&pager->moved_all, 1, NULL);
 }

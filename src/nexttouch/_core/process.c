@@ -65,33 +65,30 @@ static void unlock_joining(const sigset_t *before)
 	pthread_sigmask(SIG_SETMASK, before, NULL);
 }
 
-/* Ask the pager of a slot to end; whether there is one that has to. It cannot be freed meanwhile: see process_leave. */
-static bool ask_to_end(size_t slot, struct nt_pager **asked)
+/*
+ * Ask the pager of a slot to let go of everything; whether there is one that has not yet. It cannot be freed meanwhile: a
+ * pager that leaves the list waits until no thread is inside.
+ */
+static bool holds_on(size_t slot)
 {
 	int none = NT_NONE;
 	atomic_fetch_add(&handlers_inside, 1);
-	*asked = atomic_load(&pagers[slot]);
-	bool has_to = *asked && (*asked)->options.mechanism == NT_RELOCATE;
-	if (has_to) {
-		atomic_compare_exchange_strong(&(*asked)->request, &none, NT_FORK);
-		wake_thread(*asked);
-	}
+	struct nt_pager *pager = atomic_load(&pagers[slot]);
+	bool holding = pager && pager->options.mechanism == NT_RELOCATE && !atomic_load(&pager->let_go);
+	if (holding && atomic_compare_exchange_strong(&pager->request, &none, NT_FORK))
+		wake_thread(pager);
 	atomic_fetch_sub(&handlers_inside, 1);
-	return has_to;
+	return holding;
 }
 
-/* A pager leaves the list when all is given back, before it needs anything of ours. From then on it may be freed. */
 static void before_fork(void)
 {
 	sigset_t before;
 	lock_joining(&before);
 	mask_before_fork = before;
-	for (size_t slot = 0; slot < MOST_PAGERS; slot++) {
-		struct nt_pager *pager;
-		if (ask_to_end(slot, &pager))
-			while (atomic_load(&pagers[slot]) == pager)
-				sched_yield();
-	}
+	for (size_t slot = 0; slot < MOST_PAGERS; slot++)
+		while (holds_on(slot))
+			sched_yield();
 }
 
 static void after_fork_in_parent(void)
@@ -191,11 +188,10 @@ static int serve_self(struct nt_pager *pager, uint64_t address)
 	getcpu(&cpu, NULL);
 	self.node = node_of_cpu(pager, (int)cpu);
 	uint64_t began = now_ns();
-	bool owed = atomic_load(&pager->any_due);
 	int number = serve(pager, segment_at(pager, address)->descriptor, address, &self);
 	record_service(pager, now_ns() - began);
-	if ((!owed && atomic_load(&pager->any_due)) || !atomic_load(&pager->unfinished))
-		wake_thread(pager); /* it may move what is due, or close down */
+	if (!atomic_load(&pager->unreturned))
+		wake_thread(pager); /* it may close down */
 	return number;
 }
 

@@ -67,15 +67,13 @@ static bool lies_in(const struct region *region, size_t descriptor, uint64_t sta
 
 /* ---- changes ---- */
 
-/* A region's pages that are parked have to be put back; those that are to be armed, or moved, are not, for `reason`. */
+/* A region's pages that are parked have to be put back; those that are to be armed are not armed, for `reason`. */
 static void displace(struct nt_pager *pager, struct region *region, uint8_t reason)
 {
-	static const uint8_t in_place[] = {NT_PLANNED, NT_DUE_FAULT, NT_DUE_SWEEP};
 	uint64_t end = region->home + region->size;
 	struct pages run;
-	for (size_t number = 0; number < sizeof in_place; number++)
-		for (uint64_t at = region->home; next_run(pager, &at, end, in_place[number], &run);)
-			finish(pager, run, reason);
+	for (uint64_t at = region->home; next_run(pager, &at, end, NT_PLANNED, &run);)
+		conclude(pager, run, reason);
 	for (uint64_t at = region->home; next_run(pager, &at, end, NT_ARMED, &run);)
 		claim(pager, run.segment, run.first, run.first + run.count, NT_ARMED);
 	uint64_t at = region->home;
@@ -89,7 +87,7 @@ static void bury(struct nt_pager *pager, size_t number)
 	struct region *region = &pager->regions[number];
 	struct pages run;
 	for (uint64_t at = region->home; next_run(pager, &at, region->home + region->size, NT_RETURNING, &run);)
-		finish(pager, run, NT_UNMAPPED);
+		conclude(pager, run, NT_UNMAPPED);
 	drop_region(pager, number);
 }
 
@@ -186,7 +184,7 @@ static void discard(struct nt_pager *pager, uint64_t start, uint64_t end)
 	struct pages run;
 	for (size_t number = 0; number < sizeof states; number++)
 		for (uint64_t at = start; next_run(pager, &at, end, states[number], &run);)
-			finish(pager, run, NT_DISCARDED);
+			conclude(pager, run, NT_DISCARDED);
 }
 
 void change_discarded(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end)

@@ -180,7 +180,7 @@ static int arm(struct nt_pager *pager, struct pages run)
 			return EAGAIN;
 		}
 		if (run.count) {
-			finish(pager, part(run, 0, 1), reason_of(number));
+			conclude(pager, part(run, 0, 1), reason_of(number));
 			run = part(run, 1, run.count - 1);
 		}
 	}

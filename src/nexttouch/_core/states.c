@@ -8,22 +8,22 @@ void set_states(struct nt_pager *pager, struct pages run, uint8_t state)
 		atomic_store_explicit(&states[page], state, memory_order_release);
 }
 
-/* Give pages their final state. */
-void finish(struct nt_pager *pager, struct pages run, uint8_t state)
+/* Give pages that are traps no more, nor will be, their final state; or leave them to the mover. */
+void conclude(struct nt_pager *pager, struct pages run, uint8_t state)
+{
+	set_states(pager, run, state);
+	if (state == NT_DUE_FAULT || state == NT_DUE_SWEEP)
+		mark_due(pager, run);
+	else
+		atomic_fetch_sub(&pager->unfinished, run.count);
+	atomic_fetch_sub(&pager->unreturned, run.count);
+}
+
+/* Give pages that were due their final state. */
+void conclude_due(struct nt_pager *pager, struct pages run, uint8_t state)
 {
 	set_states(pager, run, state);
 	atomic_fetch_sub(&pager->unfinished, run.count);
-}
-
-/* Give pages that are back in their place their final state, or leave them to `move_due`. */
-void conclude(struct nt_pager *pager, struct pages run, uint8_t state)
-{
-	if (state != NT_DUE_FAULT && state != NT_DUE_SWEEP) {
-		finish(pager, run, state);
-		return;
-	}
-	set_states(pager, run, state);
-	mark_due(pager, run);
 }
 
 /* Make traps again of the pages of a claimed run that are RETURNING still. */

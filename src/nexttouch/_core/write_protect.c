@@ -31,7 +31,7 @@ static int arm(struct nt_pager *pager, struct pages run)
 		if (!number)
 			set_states(pager, one, NT_ARMED);
 		else
-			finish(pager, one, number == ENOENT || number == ESRCH ? NT_UNMAPPED : NT_UNSUITABLE);
+			conclude(pager, one, number == ENOENT || number == ESRCH ? NT_UNMAPPED : NT_UNSUITABLE);
 	}
 	return 0;
 }
