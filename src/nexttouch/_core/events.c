@@ -148,6 +148,8 @@ bool handle_messages(struct nt_pager *pager)
 		settled &= !pager->descriptors[descriptor].unsettled;
 	}
 	atomic_store(&pager->gate_shut, !settled);
+	if (settled)
+		process_settled();
 	return settled;
 }
 

@@ -365,6 +365,8 @@ void process_leave(struct nt_pager *pager);
 void block_signals(sigset_t *before);
 /* Say that memory is watched no more for which handlers may be on their way; before they may look, which is behind the gate. */
 void process_let_go(void);
+/* Say that a pager has opened its gate. */
+void process_settled(void);
 
 /* futex.c */
 void futex_set(_Atomic uint32_t *word, uint32_t value);

@@ -6,6 +6,8 @@
 
 #include "internal.h"
 
+#define RETRY_NS 20000u
+
 /* Arm the next batch, of one run or of several; whether the last one is done. */
 static bool arm_batch(struct nt_pager *pager)
 {
@@ -105,18 +107,19 @@ void set_phase(struct nt_pager *pager, enum nt_phase phase)
 
 /*
  * Wait for a message, a request, the end of the process, or `until`, and handle the messages. While something could not be
- * put back, as it is changing, that is tried again at once. False when the process has ended.
+ * put back, as it is changing, that is tried again every RETRY_NS: what it waits for is that threads run. False when the process has ended.
  */
 static bool wait_for_work(struct nt_pager *pager, uint64_t until)
 {
 	struct pollfd files[] = {{.fd = pager->ready_fd, .events = POLLIN},
 				 {.fd = pager->wake_fd, .events = POLLIN},
 				 {.fd = pager->options.alive_fd, .events = POLLIN}};
-	uint64_t now = now_ns(), pause = until > now && !pager->unsettled ? until - now : 0;
-	struct timespec timeout = {.tv_sec = (time_t)(pause / 1000000000u), .tv_nsec = (long)(pause % 1000000000u)};
-	int ready = ppoll(files, 3, until == UINT64_MAX && !pager->unsettled ? NULL : &timeout, NULL);
+	uint64_t now = now_ns();
 	if (pager->unsettled)
-		sched_yield();
+		until = lesser(until, now + RETRY_NS);
+	uint64_t pause = until > now ? until - now : 0;
+	struct timespec timeout = {.tv_sec = (time_t)(pause / 1000000000u), .tv_nsec = (long)(pause % 1000000000u)};
+	int ready = ppoll(files, 3, until == UINT64_MAX ? NULL : &timeout, NULL);
 	if (pager->unsettled || (ready > 0 && files[0].revents))
 		pager->unsettled = !handle_messages(pager);
 	uint64_t ignored;

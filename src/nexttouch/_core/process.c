@@ -12,6 +12,8 @@
  * handlers, installed in turn: the latest passes on to the action it replaced, the other one to the very first.
  */
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +27,8 @@
 #define MOST_PAGERS 256
 
 static _Atomic(struct nt_pager *) pagers[MOST_PAGERS];
-static _Atomic unsigned handlers_inside, departures;
+static _Atomic unsigned handlers_inside, handlers_waiting, departures;
+static _Atomic uint32_t settlings; /* a futex: how often a pager has worked off its events, or left */
 static pthread_mutex_t joining = PTHREAD_MUTEX_INITIALIZER;
 static sigset_t mask_before_fork; /* of the thread that forks, which has the lock */
 static bool fork_handled;
@@ -108,6 +111,7 @@ static void after_fork_in_child(void)
 	while (received_count)
 		close(received[--received_count]);
 	atomic_store(&handlers_inside, 0);
+	atomic_store(&handlers_waiting, 0);
 	after_fork_in_parent();
 }
 
@@ -211,13 +215,12 @@ static bool has_events(const struct nt_pager *pager)
 /* Go in, unless the thread is about to change what we would look at: handlers that wait outside do not hold it up. */
 static bool enter(struct nt_pager *pager)
 {
-	if (!atomic_load(&pager->gate_shut)) {
-		atomic_fetch_add(&pager->inside, 1);
-		if (!has_events(pager))
-			return true;
-		atomic_fetch_sub(&pager->inside, 1);
-	}
-	sched_yield();
+	if (atomic_load(&pager->gate_shut))
+		return false;
+	atomic_fetch_add(&pager->inside, 1);
+	if (!has_events(pager))
+		return true;
+	atomic_fetch_sub(&pager->inside, 1);
 	return false;
 }
 
@@ -234,7 +237,8 @@ static int resolve_stray(struct nt_pager *pager, uint64_t page)
 }
 
 /*
- * What comes of the fault at `address`, if it is for `pager` to serve: 0, EEXIST or EAGAIN make the thread redo its access.
+ * What comes of the fault at `address`, if it is for `pager` to serve: 0, EEXIST or EAGAIN make the thread redo its access,
+ * EBUSY when the pager has worked off what it has to before.
  * `strayed`: no pager has such a page, so it is memory that has nothing of ours in it, or not any more.
  */
 static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
@@ -242,7 +246,7 @@ static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
 	int number = ENOENT;
 	uint64_t page = address & ~(pager->page_size - 1);
 	if (!enter(pager))
-		return EAGAIN;
+		return EBUSY;
 	if (strayed)
 		number = resolve_stray(pager, page);
 	else if (has_page(pager, page))
@@ -251,17 +255,42 @@ static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
 	return number;
 }
 
-/* Whether the fault at `address` was one of the pagers', which makes the thread redo its access. */
-static bool serve_inline(uint64_t address)
+/* What comes of the fault at `address`: as `serve_for`, of whichever pager it is for. */
+static int serve_inline(uint64_t address)
 {
 	int number = ENOENT;
 	for (int strayed = 0; strayed < 2; strayed++) /* first all pagers that may have the page, as none may if events wait */
-		for (size_t slot = 0; slot < MOST_PAGERS && number && number != EEXIST && number != EAGAIN; slot++) {
+		for (size_t slot = 0; slot < MOST_PAGERS && number == ENOENT; slot++) {
 			struct nt_pager *pager = atomic_load(&pagers[slot]);
 			if (pager && pager->options.service == NT_INLINE)
 				number = serve_for(pager, address, strayed);
 		}
-	return number == 0 || number == EEXIST || number == EAGAIN;
+	return number;
+}
+
+/*
+ * Whether the fault at `address` was one of the pagers', which makes the thread redo its access. Where a pager has events to
+ * work off first, the thread sleeps until one has worked off some, or left: threads that looked again and again would keep
+ * it from the CPU. Asleep it is not inside, so that no pager waits for it.
+ */
+static bool serve_fault(uint64_t address)
+{
+	atomic_fetch_add(&handlers_waiting, 1);
+	uint32_t seen = atomic_load(&settlings);
+	atomic_fetch_add(&handlers_inside, 1);
+	int number = serve_inline(address);
+	atomic_fetch_sub(&handlers_inside, 1);
+	if (number == EBUSY)
+		syscall(SYS_futex, &settlings, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+	atomic_fetch_sub(&handlers_waiting, 1);
+	return number == 0 || number == EEXIST || number == EAGAIN || number == EBUSY;
+}
+
+void process_settled(void)
+{
+	atomic_fetch_add(&settlings, 1);
+	if (atomic_load(&handlers_waiting))
+		syscall(SYS_futex, &settlings, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 /*
@@ -297,8 +326,8 @@ static void on_sigbus(unsigned handler, int signal, siginfo_t *information, void
 	int number = errno, cancellable;
 	bool access = information->si_code == BUS_ADRERR;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancellable); /* what is called here would be where the thread ends */
+	bool served = access && serve_fault((uint64_t)(uintptr_t)information->si_addr);
 	atomic_fetch_add(&handlers_inside, 1);
-	bool served = access && serve_inline((uint64_t)(uintptr_t)information->si_addr);
 	struct sigaction action = handler == atomic_load(&latest) ? replaced[handler] : first;
 	atomic_fetch_sub(&handlers_inside, 1);
 	pthread_setcancelstate(cancellable, NULL);
@@ -408,12 +437,13 @@ void process_let_go(void)
 
 void process_leave(struct nt_pager *pager)
 {
-	process_let_go(); /* first: who finds the list without us has to see it */
+	process_let_go(); /* first: a thread that finds the list without us has to see it */
 	for (size_t slot = 0; slot < MOST_PAGERS; slot++) {
 		struct nt_pager *expected = pager;
 		if (atomic_compare_exchange_strong(&pagers[slot], &expected, NULL))
 			break;
 	}
+	process_settled(); /* handlers that wait for us look at the list again */
 	while (atomic_load(&handlers_inside))
 		sched_yield();
 }
