@@ -36,7 +36,7 @@ from ..linux.syscall import MACHINE
 from ..linux.userfaultfd import Feature, Userfaultfd, available_features
 from .injection import SECCOMP, TRACED
 
-__all__ = ["TAKEN", "Acquired", "acquire", "check"]
+__all__ = ["TAKEN", "Acquired", "acquire", "check", "interrupt"]
 
 TAKEN = "another process (such as a virtual machine's monitor, or another migrator) handles its page faults"
 """Why a process is refused whose memory somebody else's userfaultfd watches."""
@@ -101,6 +101,16 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
         acquired.close()
         raise
     return acquired
+
+
+def interrupt(pid: int, pidfd: int, threads: Iterable[int]) -> None:
+    """Interrupt what `threads` of the process behind `pidfd` wait for, which they do not notice but for EINTR.
+
+    Raises:
+        KernelError: no process could be started for it.
+    """
+    with _start_helper("interrupt", map(str, (pid, pidfd, *threads)), (pidfd,)):
+        pass
 
 
 def check(pid: int) -> int:
@@ -234,7 +244,7 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from nexttouch.live import injection
-injection.main(sys.argv[1:])
+getattr(injection, sys.argv.pop(1))(sys.argv[1:])
 """
 
 
@@ -245,7 +255,7 @@ def _inject(pid: int, thread: int, instruction: int, pidfd: int) -> tuple[int, f
         raise KernelError("socketpair", error.errno or 0, _REMEDIES.get(error.errno or 0, "")) from None
     with ours, theirs:
         numbers = map(str, (pid, thread, instruction, pidfd, theirs.fileno()))
-        helper = _start_helper(numbers, (pidfd, theirs.fileno()))
+        helper = _start_helper("main", numbers, (pidfd, theirs.fileno()))
         with helper:
             theirs.close()
             answer, descriptor = _receive(ours)
@@ -259,10 +269,10 @@ def _receive(channel: socket.socket) -> tuple[bytes, int]:
     return _core.receive(channel.fileno())
 
 
-def _start_helper(numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start_helper(task: str, numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
     # Isolated (-I) and without site-packages (-S): quick, and nothing of the environment or the working directory gets
     # into a process that may be root's.
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), *numbers]
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), task, *numbers]
     none = subprocess.DEVNULL
     try:
         return subprocess.Popen(

@@ -36,7 +36,7 @@ from ..linux.ptrace import ARCHITECTURES, StoppedThread
 from ..linux.syscall import MACHINE, NUMBERS
 from ..linux.userfaultfd import DEVICE, DEVICE_NEW
 
-__all__ = ["ERROR_ARGUMENTS", "SECCOMP", "TRACED", "main", "take_userfaultfd"]
+__all__ = ["ERROR_ARGUMENTS", "SECCOMP", "TRACED", "interrupt", "main", "take_userfaultfd"]
 
 STOP_TIMEOUT = 2.0  # seconds; a thread stops within microseconds unless it is frozen or waits for a device
 
@@ -99,6 +99,19 @@ def main(arguments: list[str]) -> None:
         answer = {"error": name, "arguments": [getattr(error, field) for field in ERROR_ARGUMENTS[name]]}
     with suppress(OSError):  # nobody waits for it any more
         socket.send_fds(socket.socket(fileno=channel), [json.dumps(answer).encode()], descriptors)
+    os._exit(0)
+
+
+def interrupt(arguments: list[str]) -> None:
+    """Run the process: the numbers of a process, a descriptor of it, and those of its threads that are interrupted."""
+    pid, pidfd, *numbers = map(int, arguments)
+    _shield()
+    for number in numbers:
+        thread = StoppedThread(pid, number, 0)
+        with suppress(NexttouchError):  # it has ended, or somebody traces it, and it looks again for that
+            thread.seize()
+            if alive(pidfd) and number in procfs.threads(pid):
+                thread.nudge(STOP_TIMEOUT)
     os._exit(0)
 
 

@@ -28,7 +28,7 @@ from ..linux import pagemap
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import topology
-from . import eager
+from . import eager, exits
 from .descriptor import Acquired
 from .latch import Latch
 from .pages import Pages
@@ -153,8 +153,8 @@ class Migration:
         self._error: NexttouchError | None = None
         self._eager: eager.MoveResult | None = None
         self._shared = 0
-        self._ending = threading.Lock()
-        self._finished = Latch()
+        self._looking, self._looked = threading.Lock(), Latch()
+        self._ending, self._finished = threading.Lock(), Latch()
         self._pagers = self._start(attached.uffd if attached else -1)
         _live.add(self)
         self._have_watched()
@@ -228,7 +228,8 @@ class Migration:
             InvalidArgument: `timeout` is no number.
         """
         until = time.monotonic() + _seconds(timeout)
-        return all(pager.wait(_SERVING, until - time.monotonic()) for pager in self._pagers)
+        served = all(pager.wait(_SERVING, until - time.monotonic()) for pager in self._pagers)
+        return served and (not self.plan.pid or self._looked.wait(until - time.monotonic()))
 
     def cancel(self) -> None:
         """Give back every page that was not moved yet, and return when nothing is armed any more."""
@@ -323,9 +324,11 @@ class Migration:
             pager.cancel()
 
     def _watch(self) -> None:
-        """Wait for the pagers' end; the first to see it does what comes after."""
-        for pager in self._pagers:
-            pager.wait(_DONE, math.inf)
+        """Wait until all is armed, and for the pagers' end; the first to see either does what comes after."""
+        self._reach(_SERVING)
+        if self.plan.pid and self._looking.acquire(blocking=False):
+            self._look_again()
+        self._reach(_DONE)
         if not self._ending.acquire(blocking=False):
             return
         try:
@@ -337,6 +340,18 @@ class Migration:
             _live.discard(self)
             self._finished.set()
 
+    def _reach(self, phase: int) -> None:
+        for pager in self._pagers:
+            pager.wait(phase, math.inf)
+
+    def _look_again(self) -> None:
+        try:
+            with suppress(NexttouchError):  # the process has ended
+                runs = [part.runs for part in self.plan.parts]
+                exits.look_again(self.plan.pid, self._pidfd, np.concatenate([np.empty((0, 3), np.uint64), *runs]))
+        finally:
+            self._looked.set()
+
     def _release(self) -> None:
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -344,6 +359,10 @@ class Migration:
 
     def _settle(self) -> None:
         """Move what no trap could be set for, and find out what kept busy pages."""
+        if self.plan.pid:
+            self._looked.wait()
+            with suppress(NexttouchError):  # the process has ended
+                exits.heal(self.plan.pid, self._pidfd)
         pages = Pages.joined(self.plan.eager)
         result = eager.MoveResult()
         if len(pages) and self.plan.targets and not self._cancelled:
@@ -442,6 +461,8 @@ def _forget_all() -> None:
     for migration in list(_live):
         migration._ending.acquire(blocking=False)
         migration._finished.set()
+        if not migration._looked.is_set:
+            migration._looked.set()
     _live.clear()
 
 
