@@ -71,6 +71,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lazy.add_argument("--no-sweep", action="store_true", help="move what is written to only; needs --deadline to end")
     lazy.add_argument("--deadline", metavar="DURATION", help="after this long move what is left at full speed")
     lazy.add_argument("--window", type=int, metavar="PAGES", help="most pages that one store moves (64)")
+    lazy.add_argument(
+        "--lend-userfaultfd",
+        action="store_true",
+        help="let a process whose user may have no userfaultfd use yours; that user can keep it, and with it hold up "
+        "the kernel: only for users who are trusted with that",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -91,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refuse_mixture(options: argparse.Namespace) -> None:
-    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window")
+    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window", "lend_userfaultfd")
     for name in wrong:
         if getattr(options, name) is not None and getattr(options, name) is not False:
             mode = "does not go with --lazy" if options.lazy else "needs --lazy"
@@ -154,7 +160,14 @@ def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
         raise InvalidArgument("--no-sweep", "needs --deadline: pages that nobody writes to would wait for ever")
     window = 64 if options.window is None else options.window
     with Signals() as signals:
-        migration = attach(options.pid, nodes, rate=0.0 if options.no_sweep else rate, deadline=deadline, window=window)
+        migration = attach(
+            options.pid,
+            nodes,
+            rate=0.0 if options.no_sweep else rate,
+            deadline=deadline,
+            window=window,
+            lend_device=options.lend_userfaultfd,
+        )
         signals.hold_interrupts()
         with migration, Progress("done", quiet=options.json) as progress:
             finished = _follow(migration, progress, signals)

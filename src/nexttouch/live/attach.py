@@ -28,6 +28,7 @@ def attach(
     deadline: float | None = None,
     window: int = 64,
     always: bool = False,
+    lend_device: bool = False,
 ) -> Migration:
     """Move the memory of process `pid` to node `to` as the program writes to it, and the rest by a sweep.
 
@@ -37,6 +38,12 @@ def attach(
     loses nothing. Arguments as `lazy`; `rate=0` and no deadline leaves unwritten pages where they are until `cancel`.
     With `always`, pages that are on a target node already are trapped as well, and found to be there when their turn
     comes: to see what attaching costs a program without moving anything.
+
+    The program opens a userfaultfd for it, so it has to have the right: run as root or with CAP_SYS_PTRACE, or by the
+    sysctl vm.unprivileged_userfaultfd or the mode of /dev/userfaultfd. With `lend_device` it gets this process's open
+    /dev/userfaultfd for the moment. That gives something away: a process of the program's user that watches for it can
+    copy and keep the device, and with it hold up the kernel in any system call for as long as it likes, which
+    attacks on the kernel are made of. For programs of users who are trusted with that.
 
     >>> with nt.attach(pid, to=1) as migration:
     ...     migration.wait()
@@ -48,7 +55,7 @@ def attach(
         InvalidArgument: naming the argument.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess: it does not exist, or ended meanwhile.
-        NotPermitted: it is somebody else's.
+        NotPermitted: it is somebody else's, or its user may have no userfaultfd.
         TargetRefused: it is in a state in which attaching could harm it; it was left as it was.
         FeatureMissing: the kernel lacks what this needs.
     """
@@ -56,17 +63,17 @@ def attach(
     options.check()
     pid = _process_id(pid)
     try:
-        return _attach(pid, check_target(to), options, always)
+        return _attach(pid, check_target(to), options, always, lend_device)
     except NoSuchProcess as error:
         if error.pid == pid:
             raise
         raise NoSuchProcess(pid, "while it was attached to") from None  # the thread that stood in for its main thread
 
 
-def _attach(pid: int, targets: tuple[int, ...], options: Options, always: bool) -> Migration:
+def _attach(pid: int, targets: tuple[int, ...], options: Options, always: bool, lend: bool) -> Migration:
     check(pid)
     targets = check_target(targets, pid=pid)
-    acquired = acquire(pid, features=_FEATURES, wanted=Feature.WP_HUGETLBFS_SHMEM)
+    acquired = acquire(pid, features=_FEATURES, wanted=Feature.WP_HUGETLBFS_SHMEM, lend=lend)
     # The plan is made after that: by now the descriptors say which process it is, even if its number is used again.
     try:
         plan = make_plan(procfs.with_memory(pid), None, targets, always=always)
