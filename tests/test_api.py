@@ -28,8 +28,8 @@ MODULES = sorted(
     {name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "nexttouch.")} - PROGRAMS - {"nexttouch._core"}
 )
 
-NUMBER_OF_REASONS = 15
-OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED}
+NUMBER_OF_REASONS = 16
+OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED, nt.Reason.UNREACHED}
 
 
 @pytest.fixture(params=MODULES)

@@ -87,6 +87,7 @@ def test_the_result_for_json() -> None:
     assert found.pop("seconds") > 0
     assert found == {
         "pages": 10, "moved": 0, "left": {"at_home": 10}, "by_node": {"0": 10}, "longest_call": 0.0, "dry_run": False,
+        "ended": "",
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from ..linux import procfs
 from ..linux.userfaultfd import Feature
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
-from .migration import Migration, Options
+from .migration import Migration
+from .options import Options
 from .plan import make_plan
 
 __all__ = ["attach"]

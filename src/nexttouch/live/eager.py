@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import placement
-from ..errors import InvalidArgument, KernelError
+from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess
 from ..linux import mempolicy, procfs
+from ..linux.pidfd import pidfd_open
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
+from .held import Held
 from .pages import Pages, find, find_each
 from .reason import Reason, keyed
 
@@ -60,6 +63,8 @@ class MoveResult:
         seconds: duration.
         longest_call: seconds of the longest single call: nobody was held up for longer.
         dry_run: whether nothing was done.
+        ended: what ended it early; None if nothing did. The pages that it had not come to are Reason.UNMAPPED if the
+            process has ended, else Reason.UNREACHED, as when a node left its cpuset.
     """
 
     pages: int = 0
@@ -69,9 +74,10 @@ class MoveResult:
     seconds: float = 0.0
     longest_call: float = 0.0
     dry_run: bool = False
+    ended: NexttouchError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes, with the reasons by name."""
+        """For JSON: the attributes, with the reasons by name, and `ended` as a sentence or ""."""
         return {
             "pages": self.pages,
             "moved": self.moved,
@@ -80,6 +86,7 @@ class MoveResult:
             "seconds": self.seconds,
             "longest_call": self.longest_call,
             "dry_run": self.dry_run,
+            "ended": str(self.ended or ""),
         }
 
 
@@ -115,7 +122,7 @@ def move(
     Raises:
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense; `x`, too, if it is being moved lazily.
         NoSuchNode, NodeUnavailable: about `to`.
-        NoSuchProcess, NotPermitted: about a process.
+        NoSuchProcess, NotPermitted: about a process. Once a page has moved no error is raised but told in the result.
         FeatureMissing: a container's seccomp filter forbids what this needs.
     """
     if not (is_number(latency) and latency > 0):
@@ -124,29 +131,52 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, pages = _pages_of(x)
-    targets = check_target(targets, pid=pid)
-    flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
-    if shared:  # whether it may is known without a page
-        mempolicy.move_pages(pid, np.empty(0, np.uint64), targets[0], flags)
-    result = move_pages(
-        pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
-    )
-    if dry_run:
-        result.by_node = pages.by_node()
-    else:
-        result.by_node = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses)).by_node()
+    with _held(x) as process:
+        pages = _pages_of(x, process.pid)
+        targets = check_target(targets, pid=process.pid)
+        flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
+        if shared:  # whether it may is known without a page
+            mempolicy.move_pages(process.pid, np.empty(0, np.uint64), targets[0], flags)
+        result = move_pages(
+            process, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
+        )
+        if result.ended is not None and not result.moved:
+            raise result.ended
+        result.by_node = pages.by_node() if dry_run else _by_node(process, pages)
     result.seconds = time.monotonic() - began
     return result
 
 
-def _pages_of(x: object) -> tuple[int, Pages]:
-    if not isinstance(x, int | np.generic):
+@contextmanager
+def _held(x: object) -> Iterator[Held]:
+    number, pidfd = 0, -1
+    if isinstance(x, int | np.generic):
+        number = placement.process_id(x)
+        with suppress(FeatureMissing, InvalidArgument):  # before Linux 5.3; the number of a thread
+            pidfd = pidfd_open(number)
+        number = procfs.with_memory(number)
+    process = Held(number, pidfd)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _by_node(process: Held, pages: Pages) -> dict[int, int]:
+    try:
+        nodes = placement.nodes_of(process.pid, pages.addresses)
+        process.check()
+    except NoSuchProcess:
+        return {}
+    return Pages(pages.addresses, pages.units, nodes).by_node()
+
+
+def _pages_of(x: object, pid: int) -> Pages:
+    if not pid:
         start, end = placement.span(x)
         spans.refuse_overlap(start, end)
-        return 0, find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
-    pid = procfs.with_memory(placement.process_id(x))
-    return pid, Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
+        return find(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return Pages.joined(find_each(pid, [(mapping.start, mapping.end, unit) for mapping, unit in _units(pid)]))
 
 
 # The mappings of a process and the size of their pages, which only smaps knows, and it costs a walk of all of them.
@@ -158,7 +188,7 @@ def _units(pid: int) -> list[tuple[procfs.Mapping, int]]:
 
 
 def move_pages(
-    pid: int,
+    process: Held,
     pages: Pages,
     targets: tuple[int, ...],
     *,
@@ -168,7 +198,10 @@ def move_pages(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
-    """Move `pages`, found in process `pid`, to `targets`. As `move`; `by_node` is left to the caller."""
+    """Move `pages`, found in `process`, to `targets`. As `move`; `by_node` is left to the caller.
+
+    What fails as a whole is told in the result.
+    """
     wanted = _wanted(pages, targets)
     result = MoveResult(pages=pages.count, dry_run=dry_run)
     present = pages.nodes >= 0
@@ -176,11 +209,20 @@ def move_pages(
     _count_errors(result.left, pages.nodes[~present], pages.units[~present])
     todo = present & (pages.nodes != wanted)
     if dry_run:
-        shared = placement.mapped_often(pid, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
+        shared = (
+            placement.mapped_often(process.pid, pages.addresses) & todo
+            if flags == mempolicy.MOVE
+            else np.zeros_like(todo)
+        )
         result.left[Reason.SHARED] += int(pages.units[shared].sum())
         result.moved = int(pages.units[todo & ~shared].sum())
     else:
-        _Mover(pid, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
+        try:
+            _Mover(process, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
+        except NexttouchError as error:
+            result.ended = error
+            reason = Reason.UNMAPPED if isinstance(error, NoSuchProcess) else Reason.UNREACHED
+            result.left[reason] += result.pages - result.moved - sum(result.left.values())
     result.left = +result.left
     return result
 
@@ -207,8 +249,8 @@ def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[
 class _Mover:
     """One eager move under way: calls, and what came of them."""
 
-    def __init__(self, pid: int, flags: int, result: MoveResult) -> None:
-        self.pid = pid
+    def __init__(self, process: Held, flags: int, result: MoveResult) -> None:
+        self.process = process
         self.flags = flags
         self.result = result
 
@@ -264,8 +306,9 @@ class _Mover:
     ) -> tuple[float, NDArray[np.bool_], bool]:
         """One call: its seconds, which pages it left undone, whether for want of memory. Accounts for all others."""
         began, full = time.monotonic(), False
+        self.process.check()
         try:
-            _, status = mempolicy.move_pages(self.pid, addresses, wanted, self.flags)
+            _, status = mempolicy.move_pages(self.process.pid, addresses, wanted, self.flags)
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -275,7 +318,8 @@ class _Mover:
         self.result.longest_call = max(self.result.longest_call, took)
         undone = np.isin(status, _UNDECIDED)
         if undone.any():
-            status[undone] = placement.nodes_of(self.pid, addresses[undone])
+            status[undone] = placement.nodes_of(self.process.pid, addresses[undone])
+        self.process.check()
         undone &= (status >= 0) & (status != wanted)
         self.result.moved += int(units[status == wanted].sum())
         _count_errors(self.result.left, status[status < 0], units[status < 0])

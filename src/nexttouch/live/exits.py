@@ -18,35 +18,38 @@ from ..linux import procfs, remote, threads
 from ..linux.syscall import PAGE_SIZE, read_file
 from ..linux.threads import LastWord
 from . import descriptor
+from .held import Held
 
 __all__ = ["heal", "look_again"]
 
 
-def look_again(pid: int, pidfd: int, runs: NDArray[np.uint64]) -> None:
+def look_again(process: Held, runs: NDArray[np.uint64]) -> None:
     """Have the pages of `runs`, shape (n, 3), which are armed, moved if a thread leaves its last words there; and heal.
 
     Raises:
-        NexttouchError: process `pid` has ended, or cannot be reached any more.
+        NexttouchError: the process has ended, or cannot be reached any more.
     """
-    words = threads.last_words(pid)
+    words = threads.last_words(process.pid)
+    process.check()
     for page in sorted({word.address // PAGE_SIZE * PAGE_SIZE for word in words}):
         if _holds(runs, page):
-            remote.touch(pid, page)
-    heal(pid, pidfd, words)
+            remote.touch(process.pid, page)
+    heal(process, words)
 
 
-def heal(pid: int, pidfd: int, words: Iterable[LastWord] | None = None) -> list[LastWord]:
+def heal(process: Held, words: Iterable[LastWord] | None = None) -> list[LastWord]:
     """Write those of `words` (None: of all that there are) whose thread has ended and could not; return them.
 
     Raises:
-        NexttouchError: process `pid` has ended, or cannot be reached any more.
+        NexttouchError: the process has ended, or cannot be reached any more.
     """
-    lost = threads.lost(pid, threads.last_words(pid) if words is None else words)
+    lost = threads.lost(process.pid, threads.last_words(process.pid) if words is None else words)
+    process.check()  # else this is another one's
     for word in lost:
-        remote.write(pid, word.address, word.final.to_bytes(4, "little"))
-    waiting = _waiting(pid, {word.address for word in lost}) if lost else []
+        remote.write(process.pid, word.address, word.final.to_bytes(4, "little"))
+    waiting = _waiting(process.pid, {word.address for word in lost}) if lost else []
     if waiting:
-        descriptor.interrupt(pid, pidfd, waiting)
+        descriptor.interrupt(process.pid, process.pidfd, waiting)
     return lost
 
 

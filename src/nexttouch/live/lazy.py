@@ -14,7 +14,8 @@ from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..topology import check_target
 from . import spans
-from .migration import Migration, Options, Service
+from .migration import Migration
+from .options import Options, Service
 from .plan import Mechanism, make_plan
 
 __all__ = ["lazy", "next_touch"]
@@ -132,7 +133,7 @@ def _begin(
                 except KernelError as error:
                     if error.errno not in _CHANGED or attempt == _ATTEMPTS - 1:
                         raise
-            spans.remember(migration, start, end)
+            spans.remember(migration._running, start, end)
     return migration
 
 

@@ -30,6 +30,7 @@ class Reason(IntEnum):
     STRANDED = 44
     PARTIAL = 45
     UNTRAPPED = 46
+    UNREACHED = 47
 
     @property
     def sentence(self) -> str:
@@ -53,6 +54,7 @@ _SENTENCES = {
     Reason.STRANDED: "could not be put back after its mapping changed; its contents are kept in Migration.shadow",
     Reason.PARTIAL: "the array covers only a part of it; `move` takes such pages along",
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
+    Reason.UNREACHED: "the move ended before its turn came, as told above",
 }
 
 
