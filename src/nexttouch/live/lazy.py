@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import threading
 from collections.abc import Iterable
 from typing import SupportsIndex
 
@@ -17,17 +15,13 @@ from . import spans
 from .migration import Migration
 from .options import Options, Service
 from .plan import Mechanism, make_plan
+from .planning import planning
 
 __all__ = ["lazy", "next_touch"]
 
 # A mapping that changes or goes while it is planned, or before it is registered: plan again, so often.
 _ATTEMPTS = 3
 _CHANGED = {errno.EAGAIN, errno.ENOENT, errno.EINVAL, errno.ENOMEM, errno.EFAULT}
-
-_planning = threading.RLock()
-# A child that forks off while another thread plans must find neither the lock taken nor a migration half begun. If a
-# signal handler of the planning thread itself forks, the child goes on planning where its parent is.
-os.register_at_fork(before=_planning.acquire, after_in_parent=_planning.release, after_in_child=_planning.release)
 
 
 def lazy(
@@ -122,7 +116,7 @@ def _begin(
         raise InvalidArgument("mechanism", f"is {mechanism!r}, but has to be 'relocate' or 'write_protect'")
     start, end = _writable_span(x)
     keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
-    with _planning:
+    with planning():
         spans.refuse_overlap(start, end)
         with spans.beginning(start, end):
             for attempt in range(_ATTEMPTS):
