@@ -38,7 +38,8 @@ def lazy(
     """Move the pages of `x` to node `to` when they are next touched, and the untouched ones by a sweep.
 
     Returns when it is known where the pages are, about half a microsecond a page; the rest happens while the program
-    goes on. Whole pages move; the first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
+    goes on, for as long as what is returned is kept: dropped, it is cancelled (ResourceWarning). Whole pages move; the
+    first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
 
     Meanwhile the contents hang on a descriptor of this process: do not close what you did not open (`os.closerange`),
     or pages that wait for their move read as zeros.
@@ -49,11 +50,15 @@ def lazy(
         rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
         deadline: seconds after which what is left is moved at full speed; None: never.
         window: most pages that one touch moves; windows grow and shrink with the pattern of touches.
-        service: "thread" serves faults in a thread of the engine. "inline" lets the faulting thread serve itself, in a
-            SIGBUS handler, which is several times faster for single pages and needs no privilege; but a system call
-            (read(2) into the array) fails with EFAULT on a page that is still armed, and a thread that blocks SIGBUS
-            dies of its first touch of one. Only private anonymous memory is served inline: for the rest
-            (shared memory, write_protect) there is the thread, with the privilege that it needs.
+        service: "thread" serves faults in a thread of the engine. System calls wait for a page as the program does; but
+            what pins pages for a device and cannot wait (registering memory with AF_XDP) fails on one that is armed,
+            with EFAULT. "inline" lets the faulting thread serve itself, in a SIGBUS handler, which is several times
+            faster for single pages and needs no privilege. But no system call waits then: one whose first page is
+            armed fails with EFAULT, and one that comes to an armed page later ends there, as read(2), which returns
+            **fewer bytes than asked for, without an error** (`readinto`, `recv_into`, `numpy.fromfile` into the
+            array). And a thread that blocks SIGBUS dies of its first touch of an armed page. Only private anonymous
+            memory is served inline: for the rest (shared memory, write_protect) there is the thread, with the privilege
+            that it needs.
         mechanism: "relocate" (any touch moves a page) or "write_protect" (only a store does) instead of the best that
             each mapping allows.
         always: move pages that are on a target node already, too, into other frames of it.
@@ -89,7 +94,8 @@ def next_touch(
     For data that one thread filled and others work on: after their first pass each part is where its worker is. A page
     that nobody touches waits until `deadline`, and then stays where it is (Reason.UNTOUCHED); without a deadline until
     the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be caught
-    (Reason.UNTRAPPED). Arguments as `lazy`.
+    (Reason.UNTRAPPED). Arguments as `lazy`, and what it says of `service`: system calls on armed pages. Keep what is
+    returned: dropped, it is cancelled (ResourceWarning).
 
     >>> array = nt.zeros((1024, 512), node=2)
     >>> array[:] = 1
