@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG
+from support.memory import HANG, Memory
 from targets.programs import compiled, until
 
 import nexttouch as nt
@@ -268,6 +268,24 @@ place = ctypes.c_uint64(head or ctypes.addressof(listed))
 print(ctypes.CDLL(None).syscall(number, place, ctypes.c_ulong(24)), flush=True)
 sys.stdin.readline()
 """
+
+
+@pytest.mark.parametrize("arena", [False, True])
+def test_what_looks_like_a_control_block(arena: bool) -> None:
+    """It is found wherever it is in what can be a stack; malloc's arenas, large and many, are not searched."""
+    (head, *_) = threads._heads(os.getpid())
+    kind = ctypes.c_uint64.from_address(head + 8).value
+    size = threads._ARENA
+    with Memory(3 * size // PAGE_SIZE, fill=False) as memory:
+        start = -(-memory.address // size) * size
+        first = (start - memory.address) // PAGE_SIZE
+        memory.protect(0, 0, first)
+        at = start + size // 2 + PAGE_SIZE - 8  # its first word on one page, the others on the next
+        words = memory.words[(at - memory.address) // 8 - 1 :][:4]
+        words[:] = [at, at, kind, 0]
+        memory.table[first, 0] = start + 0x30 if arena else 0
+        spans = exit_spans(os.getpid())
+        assert any(low <= at < high for low, high in spans) is not arena
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -15,7 +15,7 @@ from ..errors import KernelError, NoSuchProcess
 from . import procfs
 from .syscall import PAGE_SIZE, try_call
 
-__all__ = ["read", "touch", "write"]
+__all__ = ["read", "read_into", "touch", "write"]
 
 
 class _Vector(ctypes.Structure):  # struct iovec
@@ -31,6 +31,16 @@ def read(pid: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     done = _transfer("process_vm_readv", pid, ctypes.addressof(buffer), address, size)
     return buffer.raw[:done]
+
+
+def read_into(pid: int, address: int, buffer: bytearray) -> int:
+    """Fill `buffer` with what is at `address` of process `pid`, as far as there is something; return how far.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    ours = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    return _transfer("process_vm_readv", pid, ctypes.addressof(ours), address, len(buffer))
 
 
 def write(pid: int, address: int, data: bytes) -> bool:

@@ -37,7 +37,10 @@ _WAITERS, _OWNER_DIED, _OWNER = 0x80000000, 0x40000000, 0x3FFFFFFF  # FUTEX_WAIT
 _TID_BEFORE_HEAD = 16
 _BEFORE_HEAD, _BEHIND_HEAD = 64, 3 * _WORD
 _TOP = 2 * PAGE_SIZE  # of a stack: where the C library puts the control block
-_CHUNK = 1 << 20  # bytes read at a time
+_LARGEST = 1 << 30  # bytes of a stack: what is farther from its guard is other memory that has come to be one mapping
+_CHUNK = 1 << 18  # bytes read at a time
+_ARENA = 64 << 20  # HEAP_MAX_SIZE of glibc's malloc
+_ARENA_HEAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +198,17 @@ def _found(pid: int, stacks: list[tuple[int, int]], heads: set[int]) -> set[int]
     signs = [int.from_bytes(kind, "little") for kind in kinds if len(kind) == _WORD and any(kind)]
     found: set[int] = set()
     for start, end in stacks if signs else []:
-        for low, high in _present(pid, start, end):
-            for at in range(low, high, _CHUNK):
-                found.update(_candidates(pid, at, min(_CHUNK, high - at), signs))
+        if not _is_arena(pid, start):
+            for low, high in _present(pid, start, min(end, start + _LARGEST)):
+                found.update(_candidates(pid, low, high, signs))
     return {head for head in found if _is_head(pid, head)}
+
+
+# An arena of malloc's is behind another one's rest, which has no access; it begins with a pointer to its own head, or
+# to that of the first part of it (struct heap_info). The lowest words of a stack are 0 for nearly ever.
+def _is_arena(pid: int, start: int) -> bool:
+    head = int.from_bytes(remote.read(pid, start, _WORD), "little") if start % _ARENA == 0 else 0
+    return 0 < head < _USER and 0 < head % _ARENA < _ARENA_HEAD
 
 
 def _present(pid: int, start: int, end: int) -> list[tuple[int, int]]:
@@ -210,13 +220,17 @@ def _present(pid: int, start: int, end: int) -> list[tuple[int, int]]:
         return [(start + page * PAGE_SIZE, start + (page + 1) * PAGE_SIZE) for page in there.tolist()]
 
 
-def _candidates(pid: int, address: int, size: int, signs: list[int]) -> list[int]:
-    data = remote.read(pid, address, size)
-    words = np.frombuffer(data, np.uint64, len(data) // _WORD)
-    at = np.flatnonzero(np.isin(words, np.array(signs, np.uint64)))
-    before = words[at - 1]
-    likely = (at == 0) | ((before > 0) & (before < _USER))  # what is before the first one is not known here
-    return [address + (index - 1) * _WORD for index in at[likely].tolist()]
+def _candidates(pid: int, low: int, high: int, signs: list[int]) -> Iterator[int]:
+    buffer = bytearray(min(_CHUNK, high - low))
+    words = np.frombuffer(buffer, np.uint64)
+    for start in range(low, high, len(buffer)):
+        size = remote.read_into(pid, start, buffer) if high - start >= len(buffer) else 0
+        rest = words[: size // _WORD] if size else np.frombuffer(remote.read(pid, start, high - start), np.uint64)
+        for sign in signs:
+            at = np.flatnonzero(rest == np.uint64(sign))
+            before = rest[at - 1]
+            likely = (at == 0) | ((before > 0) & (before < _USER))  # what is before the first one is not known here
+            yield from [start + (index - 1) * _WORD for index in at[likely].tolist()]
 
 
 # struct robust_list_head, and before it in glibc the last entry of the list: four words of which three are addresses.
