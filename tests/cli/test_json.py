@@ -82,7 +82,7 @@ def test_where(target: int) -> None:
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_move_eagerly(target: int, dry_run: bool) -> None:
     found = answer("move", str(target), "--to", "0", *(["--dry-run"] if dry_run else []))
-    assert set(found) == {"pages", "moved", "left", "by_node", "seconds", "longest_call", "dry_run"}
+    assert set(found) == {"pages", "moved", "left", "by_node", "seconds", "longest_call", "dry_run", "ended"}
     assert found["dry_run"] is dry_run
     accounted(found)
 
