@@ -21,8 +21,8 @@ TIMEOUT = 60
 
 STATS = {
     *("phase", "pages", "waiting", "moved", "moved_by_touch", "moved_by_sweep", "moved_eagerly", "left", "faults"),
-    *("hole_faults", "windows", "sweeps", "events", "arm_seconds", "service_seconds", "sweep_seconds"),
-    *("longest_service", "latency", "stopped"),
+    *("hole_faults", "windows", "sweeps", "moves", "events", "arm_seconds", "service_seconds", "sweep_seconds"),
+    *("move_seconds", "longest_service", "latency", "stopped"),
 }
 PLACEMENT = {"pages", "present", "zero", "swapped", "holes", "by_node", "unknown", "huge", "shared", "unmovable"}
 

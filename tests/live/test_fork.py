@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled, wait_moved
 from targets.programs import compiled
 
 import nexttouch as nt
@@ -35,7 +35,7 @@ def half_touched(memory: Memory, options: dict[str, Any]) -> nt.Migration:
     migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
     assert migration.wait_armed(HANG)
     memory.part(0, memory.pages // 2)[::WORDS] += np.uint64(0)
-    assert migration.stats.waiting >= memory.pages // 2
+    wait_moved(migration, memory.pages // 2)
     return migration
 
 
