@@ -30,9 +30,9 @@ them, those that are on one of them stay.
 eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
 that is just being moved waits for its batch.
 
---lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store
-moves its page, and a window of those around it, before it goes on; a sweep moves the rest meanwhile. If this command
-is interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
+--lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store makes its
+page move, and a window of those around it, right after it; a sweep moves the rest meanwhile. If this command is
+interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
 a control group that is frozen), it would leave the process waiting at its next store, so Ctrl-Z does not stop it."""
 
 _EXAMPLES = """\

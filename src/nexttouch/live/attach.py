@@ -34,13 +34,13 @@ def attach(
     """Move the memory of process `pid` to node `to` as the program writes to it, and the rest by a sweep.
 
     The program is stopped once, for some milliseconds, whatever its size. After that its pages are write-protected: a
-    store waits until its page has moved, loads go on undisturbed. What cannot be protected (files, read-only memory) is
-    moved eagerly at the end. What pins pages for a device and cannot wait (registering memory with AF_XDP) fails in the
-    program with EFAULT on a page that is protected. If this process dies, the kernel takes back every protection: the
-    program runs on and loses nothing; so, too, if what is returned is dropped, which cancels. Arguments as `lazy`;
-    `rate=0` and no deadline leaves unwritten pages where they are until `cancel`. With `always`, pages that are on a
-    target node already are trapped as well, and found to be there when their turn comes: to see what attaching costs a
-    program without moving anything.
+    store waits until its page may be written to again, and the page moves right after it; loads go on undisturbed. What
+    cannot be protected (files, read-only memory) is moved eagerly at the end. What pins pages for a device and cannot
+    wait (registering memory with AF_XDP) fails in the program with EFAULT on a page that is protected. If this process
+    dies, the kernel takes back every protection: the program runs on and loses nothing; so, too, if what is returned is
+    dropped, which cancels. Arguments as `lazy`; `rate=0` and no deadline leaves unwritten pages where they are until
+    `cancel`. With `always`, pages that are on a target node already are trapped as well, and found to be there when
+    their turn comes: to see what attaching costs a program without moving anything.
 
     The program opens a userfaultfd for it, so it has to have the right: run as root or with CAP_SYS_PTRACE, or by the
     sysctl vm.unprivileged_userfaultfd or the mode of /dev/userfaultfd. With `lend_device` it gets this process's open

@@ -62,7 +62,8 @@ def lazy(
             that it needs.
         mechanism: "relocate" (any touch moves a page) or "write_protect" (only a store does) instead of the best that
             each mapping allows.
-        always: move pages that are on a target node already, too, into other frames of it.
+        always: move pages that are on a target node already, too, into other frames of it. Those that are
+            write-protected, or whose mapping has a memory policy of its own, keep their frames, but count as moved.
 
     >>> array = nt.zeros((1024, 512), node=0)
     >>> array[:] = 1

@@ -20,7 +20,7 @@ class Stats:
     Attributes:
         phase: "arming", "serving" or "done".
         pages: pages of the plan: the sum of `waiting`, `moved` and `left`.
-        waiting: not dealt with yet.
+        waiting: not dealt with yet; what was touched waits until it has moved.
         moved_by_touch, moved_by_sweep, moved_eagerly: moved, by what made them move. A touch takes a window along.
         left: pages that stay where they are, by reason.
         faults: page faults served.
