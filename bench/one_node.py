@@ -181,7 +181,7 @@ def _touched(memory: PopulatedMemory, migration: nt.Migration) -> float:
     with migration:
         migration.wait_armed()
         seconds = memory.touch()
-        migration.wait(1)  # the last page is counted when its thread has gone on already
+        migration.wait()  # pages move when the thread that touched them has gone on already
         _check_moved(migration, memory.pages, migration.stats.moved_by_touch)
     return seconds / memory.pages
 

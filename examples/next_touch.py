@@ -46,8 +46,9 @@ def main() -> None:
     array = np.ones((4096, 4096))
     print("pages by node before:", nt.where(array).by_node)
 
-    # Now every page is a trap: whoever touches it next gets it on its own node, and goes on. Where two shares meet
-    # inside a page (NumPy's large arrays have huge ones, of 2 MiB), the first to touch it has it.
+    # Now every page is a trap: it follows whoever touches it next to its node, and all that were touched have done so
+    # when the block is over. Where two shares meet inside a page (NumPy's large arrays have huge ones, of 2 MiB), the
+    # first to touch it has it.
     with nt.next_touch(array) as migration:
         migration.wait_armed()
         total = run_workers(array, nodes)

@@ -28,8 +28,8 @@ MODULES = sorted(
     {name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "nexttouch.")} - PROGRAMS - {"nexttouch._core"}
 )
 
-NUMBER_OF_REASONS = 17
-OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED, nt.Reason.SWAPPED, nt.Reason.NOT_MAPPED}
+NUMBER_OF_REASONS = 19
+OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED, nt.Reason.NOT_MAPPED, nt.Reason.UNREACHED}
 
 
 @pytest.fixture(params=MODULES)

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from .live.attach import attach
     from .live.eager import MoveResult, move
     from .live.lazy import lazy, next_touch
-    from .live.migration import Migration, Stats
+    from .live.migration import Migration, migrations
     from .live.reason import Reason
+    from .live.stats import Stats
     from .placement import Placement, where
 
 __version__ = "0.1.0"
@@ -46,10 +47,11 @@ _HOMES = {
     "MoveResult": "live.eager",
     "Placement": "placement",
     "Reason": "live.reason",
-    "Stats": "live.migration",
+    "Stats": "live.stats",
     "attach": "live.attach",
     "empty": "allocate",
     "lazy": "live.lazy",
+    "migrations": "live.migration",
     "move": "live.eager",
     "next_touch": "live.lazy",
     "where": "placement",
@@ -76,6 +78,7 @@ __all__ = [
     "attach",
     "empty",
     "lazy",
+    "migrations",
     "move",
     "next_touch",
     "topology",

@@ -21,8 +21,8 @@ TIMEOUT = 60
 
 STATS = {
     *("phase", "pages", "waiting", "moved", "moved_by_touch", "moved_by_sweep", "moved_eagerly", "left", "faults"),
-    *("hole_faults", "windows", "sweeps", "events", "arm_seconds", "service_seconds", "sweep_seconds"),
-    *("longest_service", "latency", "stopped"),
+    *("hole_faults", "windows", "sweeps", "moves", "events", "arm_seconds", "service_seconds", "sweep_seconds"),
+    *("move_seconds", "longest_service", "latency", "stopped"),
 }
 PLACEMENT = {"pages", "present", "zero", "swapped", "holes", "by_node", "unknown", "huge", "shared", "unmovable"}
 
@@ -82,7 +82,7 @@ def test_where(target: int) -> None:
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_move_eagerly(target: int, dry_run: bool) -> None:
     found = answer("move", str(target), "--to", "0", *(["--dry-run"] if dry_run else []))
-    assert set(found) == {"pages", "moved", "left", "by_node", "seconds", "longest_call", "dry_run"}
+    assert set(found) == {"pages", "moved", "left", "by_node", "seconds", "longest_call", "dry_run", "ended"}
     assert found["dry_run"] is dry_run
     accounted(found)
 

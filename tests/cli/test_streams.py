@@ -32,7 +32,8 @@ print(memory[:] == bytes(range(256)) * (len(memory) // 256))
 
 # On a machine with one node every page is at home: only with `always` there is something to interrupt.
 ALWAYS = """
-import functools, sys
+import functools, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as it is without nohup
 import nexttouch.live.attach as module
 module.attach = functools.partial(module.attach, always=True)
 from nexttouch.cli import main
@@ -42,12 +43,13 @@ sys.exit(main(sys.argv[1:]))
 
 # An eager move that is interrupted behind its first batches.
 HALF = """
-import sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import nexttouch.live.eager as module
 def move(*arguments, progress, **options):
     for done in DONE:
         progress(done, 2048)
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), NUMBER)
 module.move = move
 from nexttouch.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -127,33 +129,103 @@ def test_an_error_with_standard_error_closed() -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
+ending = pytest.mark.parametrize(
+    ("number", "status", "by"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM"),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP"),
+    ],
+)
+
+
 @pytest.mark.parametrize(
     ("done", "said"), [((), "the first batch was not done"), ((64, 192), "192 of 2,048 pages (8 MiB) were done")]
 )
-def test_ctrl_c_of_an_eager_move(done: tuple[int, ...], said: str) -> None:
-    command = [sys.executable, "-c", HALF.replace("DONE", str(done)), "move", str(os.getpid()), "--to", "0"]
+@ending
+def test_a_signal_that_ends_an_eager_move(
+    done: tuple[int, ...], said: str, number: signal.Signals, status: int, by: str
+) -> None:
+    program = HALF.replace("DONE", str(done)).replace("NUMBER", str(int(number)))
+    command = [sys.executable, "-c", program, "move", str(os.getpid()), "--to", "0"]
     moved = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert (moved.returncode, moved.stdout) == (130, "")
-    assert moved.stderr == f"interrupted: {said}; what has moved stays where it is\n"
+    assert (moved.returncode, moved.stdout) == (status, "")
+    assert moved.stderr == f"{by}: {said}; what has moved stays where it is\n"
 
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
-def test_ctrl_c_gives_everything_back(target: subprocess.Popen[str], extra: list[str]) -> None:
+@ending
+def test_a_signal_gives_everything_back(
+    target: subprocess.Popen[str], extra: list[str], number: signal.Signals, status: int, by: str
+) -> None:
     words = ["move", str(target.pid), "--to", "0", "--lazy", "--rate", "1MiB/s", *extra]
     descriptors = len(list(Path(f"/proc/{target.pid}/fd").iterdir()))
     command = [sys.executable, "-c", ALWAYS, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as migrator:
         until(lambda: watched(target.pid), "arming")
-        migrator.send_signal(signal.SIGINT)
+        migrator.send_signal(number)
         out, err = migrator.communicate(timeout=TIMEOUT)
-    assert migrator.returncode == 130
-    assert err in ("interrupted: every page that was still protected has been given back\n", "")
+    assert migrator.returncode == status
+    assert err in (f"{by}: every page that was still protected has been given back\n", "")
     if err:  # it was past the attaching itself
         assert "the migration was cancelled first" in out or '"cancelled": ' in out
     assert not watched(target.pid)
     assert procfs.status(target.pid).tracer == 0
     assert len(list(Path(f"/proc/{target.pid}/fd").iterdir())) == descriptors
     assert target.communicate(timeout=TIMEOUT)[0] == "True\n"
+
+
+# The node of an eager move goes out of reach behind its first batches, or its process ends.
+EARLY = """
+import sys
+import nexttouch as nt
+import nexttouch.live.eager as module
+def move(*arguments, **options):
+    left = {nt.Reason.REASON: 1984}
+    return module.MoveResult(pages=2048, moved=64, left=left, seconds=0.5, by_node={1: 64}, ended=ENDED)
+module.move = move
+from nexttouch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason", "status", "said"),
+    [
+        ("nt.NoSuchProcess(7)", "UNMAPPED", 0, "the process has ended meanwhile, and its memory is gone\n"),
+        (
+            "nt.NodeUnavailable(1, 'it left the cpuset')",
+            "UNREACHED",
+            1,
+            "ended early: node 1 cannot take pages: it left the cpuset\n",
+        ),
+    ],
+)
+def test_an_eager_move_that_ends_early(ended: str, reason: str, status: int, said: str) -> None:
+    program = EARLY.replace("REASON", reason).replace("ENDED", ended)
+    command = [sys.executable, "-c", program, "move", str(os.getpid()), "--to", "0"]
+    moved = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (moved.returncode, moved.stderr) == (status, said)
+    assert moved.stdout.startswith("moved 64 pages (256 KiB) of 2,048 pages (8 MiB) in 500 ms\nstayed: 1,984 pages: ")
+
+
+# A node goes out of reach before what could not be trapped is moved.
+GONE = """
+from collections import Counter
+import nexttouch as nt
+from nexttouch.live import eager
+def move_pages(*arguments):
+    return eager.MoveResult(left=Counter({nt.Reason.UNREACHED: 5}), ended=nt.NodeUnavailable(0, "it left the cpuset"))
+eager.move_pages = move_pages
+"""
+
+
+def test_a_lazy_move_whose_end_fails(target: subprocess.Popen[str]) -> None:
+    command = [sys.executable, "-c", GONE + ALWAYS, "move", str(target.pid), "--to", "0", "--lazy"]
+    moved = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (moved.returncode, moved.stderr) == (1, "ended early: node 0 cannot take pages: it left the cpuset\n")
+    assert moved.stdout.startswith("moved ")
+    assert "stayed: 5 pages: the move ended before its turn came" in moved.stdout
 
 
 def test_ctrl_c_while_everything_is_armed(target: subprocess.Popen[str]) -> None:

@@ -98,5 +98,5 @@ def test_those_for_several_nodes_are_there() -> None:
 
 def test_every_function_has_an_example() -> None:
     functions = [name for name in nt.__all__ if callable(getattr(nt, name)) and name.islower()]
-    assert len(functions) == 8
+    assert len(functions) == 9
     assert all(">>>" in (getattr(nt, name).__doc__ or "") for name in functions)

@@ -21,13 +21,13 @@ def test_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (session,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     parsed = doctest.DocTestParser().get_doctest(session, {"run_workers": run_workers}, "README", "README.md", 0)
-    assert len(parsed.examples) == 7
+    assert len(parsed.examples) == 9
     allowed = os.sched_getaffinity(0)
     try:
         found = doctest.DocTestRunner().run(parsed, out=sys.stderr.write)
     finally:
         os.sched_setaffinity(0, allowed)
-    assert (found.attempted, found.failed) == (7, 0)
+    assert (found.attempted, found.failed) == (9, 0)
 
 
 def test_what_it_links_to_is_there() -> None:

@@ -206,7 +206,7 @@ def test_a_child_forked_meanwhile_has_what_the_program_has(
     pidfd = pidfd_open(target.pid)
     try:
         instruction = descriptor._system_call_instruction(target.pid)
-        uffd, _ = injection.take_userfaultfd(target.pid, target.pid, instruction, pidfd)
+        uffd, _ = injection.take_userfaultfd(target.pid, target.pid, instruction, pidfd, bool(prefix))
         assert userfaultfds(os.getpid()) == [str(uffd)]
         os.close(uffd)
     finally:
@@ -310,7 +310,8 @@ def test_stops_and_continues_in_between_have_their_effect(start: Start) -> None:
 def test_stores_of_system_calls_are_caught_and_closing_undoes_all(start: Start, prefix: tuple[str, ...]) -> None:
     target = start("page", prefix=prefix)
     address = int(target.said[0], 16)
-    acquired = acquire(target.pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.THREAD_ID)
+    features = Feature.PAGEFAULT_FLAG_WP | Feature.THREAD_ID
+    acquired = acquire(target.pid, features=features, lend=bool(prefix))
     assert target.process.stdin
     with closing(acquired):
         memory = Userfaultfd(acquired.uffd)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import errno
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.memory import PAGE_SIZE, accounted
+from targets.programs import until
 
 import nexttouch as nt
 from nexttouch import Reason, placement
 from nexttouch.linux import mempolicy, occupied, pagemap
+from nexttouch.linux.pidfd import pidfd_open
 from nexttouch.live import eager
 from nexttouch.live.eager import MoveResult
+from nexttouch.live.held import Held
 from nexttouch.live.pages import Pages
 
 BASE = 1 << 40
@@ -102,6 +109,16 @@ class Kernel:
         status = np.full(len(pages), mempolicy.UNWRITTEN, np.int32)
         return self._moved(pages, nodes.tolist(), status), status
 
+    def failing(self, error: Exception, calls: int) -> Callable[..., Any]:
+        """move_pages that fails as a whole after so many calls that move."""
+
+        def move_pages(*arguments: Any) -> Any:
+            if arguments[2] is not None and len(self.calls) == calls:
+                raise error
+            return self.move_pages(*arguments)
+
+        return move_pages
+
     # Pages of one node in a row are queued and moved together; a page that is not queued ends the run.
     def _moved(self, pages: list[int], nodes: list[int], status: NDArray[np.int32]) -> int:
         queue: list[int] = []
@@ -166,7 +183,8 @@ def kernel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 def moved(kernel: Kernel, *targets: int, **options: Any) -> MoveResult:
     before = len(kernel.calls)
-    result = eager.move_pages(4711, kernel.pages(), targets, **options)
+    process = options.pop("process", None) or Held(0)
+    result = eager.move_pages(process, kernel.pages(), targets, **options)
     assert accounted(result)
     assert result.pages == sum(kernel.units.values())
     assert result.longest_call == pytest.approx(max(kernel.durations[before:], default=0.0))
@@ -359,15 +377,80 @@ def make_trouble(kernel: Kernel, page: int, kind: str, chance: random.Random) ->
     return Reason.BUSY if times == FOREVER else None
 
 
-def test_an_error_of_the_whole_call_is_told(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel.add(10, 0)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (nt.NoSuchProcess(4711), Reason.UNMAPPED),
+        (nt.NodeUnavailable(1, "it left the cpuset"), Reason.UNREACHED),
+        (nt.KernelError("move_pages", errno.EINVAL), Reason.UNREACHED),
+    ],
+)
+@pytest.mark.parametrize("calls", [0, 2])
+def test_an_error_of_the_whole_call_ends_it(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, error: nt.NexttouchError, reason: Reason, calls: int
+) -> None:
+    """What had moved by then has moved, and counts."""
+    kernel.add(5, 1)
+    kernel.add(500, 0)
+    monkeypatch.setattr(mempolicy, "move_pages", kernel.failing(error, calls))
+    result = moved(kernel, 1)
+    done = sum(sizes(kernel))
+    assert (result.moved, result.left) == (done, {Reason.AT_HOME: 5, reason: 500 - done})
+    assert result.ended is error
+    assert (done > 0) == (calls > 0)
 
-    def gone(*_: object) -> None:
-        raise nt.NoSuchProcess(4711)
 
-    monkeypatch.setattr(mempolicy, "move_pages", gone)
-    with pytest.raises(nt.NoSuchProcess, match="4711"):
-        moved(kernel, 1)
+_BECOMES_ANOTHER = "import os, sys; sys.stdin.read(1); os.execvp('cat', ['cat'])"
+
+
+@pytest.mark.parametrize("moment", ["before a call", "in a call"])
+@pytest.mark.parametrize("end", ["ends", "becomes another"])
+def test_a_process_that_is_no_more(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, moment: str, end: str) -> None:
+    """From then on its number, or its addresses, are another's: what a call says of those does not count."""
+    kernel.add(500, 0)
+    command = [sys.executable, "-c", _BECOMES_ANOTHER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+        assert program.stdin
+        process = Held(program.pid, pidfd_open(program.pid))
+        assert process.there
+
+        def change() -> None:
+            if end == "ends":
+                program.kill()
+                program.wait()
+            else:
+                program.stdin.write(b"x")  # type: ignore[union-attr]
+                program.stdin.flush()  # type: ignore[union-attr]
+                until(lambda: Path(f"/proc/{program.pid}/exe").readlink().name == "cat", "the other program")
+
+        def calls(*arguments: Any) -> Any:
+            if len(kernel.calls) == 2 and moment == "in a call":
+                change()
+            return kernel.move_pages(*arguments)
+
+        def progress(*_: int) -> None:
+            if len(kernel.calls) == 2 and moment == "before a call":
+                change()
+
+        monkeypatch.setattr(mempolicy, "move_pages", calls)
+        result = moved(kernel, 1, process=process, progress=progress)
+        process.close()
+        program.kill()
+    assert len(kernel.calls) == (3 if moment == "in a call" else 2)
+    done = sum(sizes(kernel)[:2])
+    assert (result.moved, result.left) == (done, {Reason.UNMAPPED: 500 - done})
+    assert isinstance(result.ended, nt.NoSuchProcess)
+
+
+def test_an_error_before_anything_has_moved_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        if arguments[2] is not None:
+            raise nt.NodeUnavailable(0, "it left the cpuset")
+        return 0, np.full(len(arguments[1]), 1, np.int32)
+
+    monkeypatch.setattr(mempolicy, "move_pages", refuse)
+    with pytest.raises(nt.NodeUnavailable, match="it left the cpuset"):
+        nt.move(np.ones(PAGE_SIZE), 0)
 
 
 # ---- how long, and how fast ----

@@ -21,7 +21,8 @@ from support.swap import page_out
 import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.linux import pagecache
-from nexttouch.live.migration import Migration, Options
+from nexttouch.live.migration import Migration
+from nexttouch.live.options import Options
 from nexttouch.live.plan import make_plan
 
 # ---- memory of this machine ----
@@ -92,6 +93,7 @@ def test_the_result_for_json() -> None:
     assert found.pop("seconds") > 0
     assert found == {
         "pages": 10, "moved": 0, "left": {"at_home": 10}, "by_node": {"0": 10}, "longest_call": 0.0, "dry_run": False,
+        "ended": "",
     }  # fmt: skip
 
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled
+from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, in_child, run_threads, settled, wait_moved
 from targets.programs import compiled
 
 import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.live import lazy as module
-from nexttouch.live import migration as beginning
 from nexttouch.live import plan
+from nexttouch.live import running as beginning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -35,7 +35,7 @@ def half_touched(memory: Memory, options: dict[str, Any]) -> nt.Migration:
     migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
     assert migration.wait_armed(HANG)
     memory.part(0, memory.pages // 2)[::WORDS] += np.uint64(0)
-    assert migration.stats.waiting >= memory.pages // 2
+    wait_moved(migration, memory.pages // 2)
     return migration
 
 
@@ -221,17 +221,77 @@ def test_a_child_of_a_signal_handler_goes_on_with_the_plan(
         assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
 
 
+INTERRUPTED = """
+import os, signal, sys, threading
+import numpy as np
+import nexttouch as nt
+from nexttouch.live import planning
+sys.unraisablehook = lambda told: say(told.exc_type.__name__)  # of what is registered for forks
+
+def say(word):
+    os.write(1, f"{word}\\n".encode())
+
+HERE, OVER = threading.Event(), threading.Event()
+
+def plan():
+    with planning.planning():
+        HERE.set()
+        OVER.wait()
+
+def fork(*_):
+    planning._take = interrupted  # a handler raises while the fork waits for the plan
+    children.append(os.fork())
+    if children != [0]:
+        OVER.set()
+
+def interrupted():
+    planning._take = take
+    raise InterruptedError
+
+def forked():  # a handler forks as a plan begins, and the child goes on with that
+    planning._take = take
+    signal.raise_signal(signal.SIGUSR1)
+    return take()
+
+children, take = [], planning._take
+other = threading.Thread(target=plan, daemon=True)
+other.start()
+HERE.wait()
+if MODE == "in a fork":
+    fork()
+else:
+    signal.signal(signal.SIGUSR1, fork)
+    planning._take = forked
+with nt.lazy(np.ones(1 << 14), 0, always=True) as migration:
+    pass
+say(f"{'child' if children == [0] else 'parent'} {migration.stats.pages > 0}")
+if children == [0]:
+    os._exit(0)
+os.waitpid(children[0], 0)
+other.join()
+"""
+
+
+@pytest.mark.parametrize("mode", ["in a fork", "in a handler"])
+def test_a_fork_whose_wait_for_a_plan_is_interrupted(mode: str) -> None:
+    """The child finds the lock taken, by a thread that it does not have; also if it was waiting for it itself."""
+    program = f"MODE = {mode!r}\n" + INTERRUPTED
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split("\n")) == ["", "InterruptedError", "child True", "parent True"]
+
+
 def test_a_pager_that_is_the_parents_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that was forked off between the making of a pager and its start, as if: it plans again."""
-    make, made = nt.Migration._pager, []
+    make, made = beginning.Running._pager, []
 
-    def forked(self: nt.Migration, *arguments: Any) -> Any:
+    def forked(self: beginning.Running, *arguments: Any) -> Any:
         made.append(make(self, *arguments))
         if len(made) == 1:
             monkeypatch.setattr(beginning, "_forks", beginning._forks + 1)
         return made[-1]
 
-    monkeypatch.setattr(nt.Migration, "_pager", forked)
+    monkeypatch.setattr(beginning.Running, "_pager", forked)
     with Memory(100) as memory:
         with nt.lazy(memory.words, 0, always=True) as migration:
             pass
@@ -390,7 +450,7 @@ def test_children_after_a_migration_have_the_memory(options: dict[str, Any]) -> 
 @service
 def test_a_child_that_lives_on_does_not_hold_up_the_parent(options: dict[str, Any]) -> None:
     with Memory(40) as memory:
-        half_touched(memory, options)
+        first = half_touched(memory, options)
         reading, writing = os.pipe()
 
         def meanwhile() -> None:
@@ -402,6 +462,7 @@ def test_a_child_that_lives_on_does_not_hold_up_the_parent(options: dict[str, An
                 assert settled(migration.stats, 40)
             memory.check()
             os.write(writing, b"x")
+            assert first.done
 
         assert in_child(lambda: os.read(reading, 1), meanwhile) == b"x"
         os.close(reading)
@@ -413,7 +474,8 @@ def test_a_child_killed_in_the_middle() -> None:
         migration = half_touched(memory, {"mechanism": "write_protect"})
         child = os.fork()
         if not child:
-            nt.lazy(memory.words, 0, always=True, rate=0).wait_armed()
+            own = nt.lazy(memory.words, 0, always=True, rate=0)
+            own.wait_armed()
             os.kill(os.getpid(), signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         memory.fill()

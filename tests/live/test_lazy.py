@@ -359,22 +359,6 @@ def test_an_array_that_nobody_else_holds_is_kept_until_the_end() -> None:
     assert migration.stats.left[Reason.CANCELLED] > 2000
 
 
-def test_a_migration_that_nobody_holds_goes_on() -> None:
-    with Memory(2000) as memory:
-        before = memory.frames()
-        nt.lazy(memory.words, 0, always=True, rate=2.0**33)
-        with Memory(1) as other:
-            nt.lazy(other.words, 0, always=True).wait(HANG)
-        while True:  # this memory can be taken again as soon as the first migration is over
-            try:
-                nt.lazy(memory.words, 0).wait(HANG)
-                break
-            except nt.InvalidArgument:
-                continue
-        assert (memory.frames() != before).all()
-        memory.check()
-
-
 def test_a_bytearray_cannot_be_resized_meanwhile() -> None:
     buffer = bytearray(1 << 20)
     migration = nt.lazy(buffer, 0, always=True, rate=0)

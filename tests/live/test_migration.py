@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import mmap
@@ -26,7 +27,7 @@ from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, run_t
 
 import nexttouch as nt
 from nexttouch import Reason, Stats
-from nexttouch.live import migration as module
+from nexttouch.live import running as module
 
 way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
@@ -277,7 +278,7 @@ def test_waiting_with_and_without_time() -> None:
         assert migration.wait()
         assert migration.wait(0)
         assert migration.done
-        toucher.join()  # the last page has moved before it is written to
+        toucher.join()  # it may have the last page to write yet
 
 
 @way
@@ -455,6 +456,88 @@ def test_a_block_can_be_entered_again() -> None:
         assert migration.stats.moved == 30
 
 
+# ---- dropped ----
+
+
+def test_those_that_are_under_way() -> None:
+    with Memory(100) as memory, Memory(100) as other:
+        first = nt.lazy(memory.words, 0, always=True, rate=0)
+        with nt.next_touch(other.words) as second:
+            assert set(nt.migrations()) == {first, second}
+        assert nt.migrations() == [first]
+        first.cancel()
+        assert nt.migrations() == []
+
+
+@way
+def test_one_that_is_dropped_is_cancelled(options: dict[str, Any]) -> None:
+    """Its owner is told; and the array goes only after everything is given back."""
+    with Memory(100) as memory:
+        begun = nt.lazy(memory.words, 0, always=True, rate=0, **options)
+        assert begun.wait_armed(HANG)
+        (under_way,) = module.running
+        with pytest.warns(ResourceWarning, match=r"^a migration was dropped while it was under way") as told:
+            del begun
+        assert told[0].filename == __file__
+        assert under_way.wait(HANG)
+        assert under_way.stats.left == {Reason.CANCELLED: 100}
+        assert belongings(memory)[2] == []
+        memory.check()
+
+
+def test_an_array_outlives_a_migration_that_is_dropped_with_it() -> None:
+    array = np.ones(50 * WORDS)
+    gone = weakref.ref(array)
+    begun = nt.lazy(array, 0, always=True, rate=0)
+    assert begun.wait_armed(HANG)
+    (under_way,) = module.running
+    held = []
+    settle = under_way._settle
+
+    def look() -> None:
+        held.append(gone() is not None and not under_way.armed)
+        settle()
+
+    under_way._settle = look  # type: ignore[method-assign]
+    with pytest.warns(ResourceWarning):
+        del begun, array
+    assert under_way.wait(HANG)
+    assert held == [True]
+    until(lambda: gone() is None, "the end of the array")
+
+
+def test_many_that_are_dropped_leave_nothing() -> None:
+    """Descriptors, threads and arrays go, whatever else runs; and a finalizer can run while a page fault waits."""
+    with Memory(100) as memory:
+        nt.lazy(memory.words, 0, always=True).wait(HANG)
+        before = belongings(memory)
+        for number in range(40):
+            with pytest.warns(ResourceWarning):
+                nt.lazy(np.ones(20 * WORDS), 0, always=True, rate=0, service="inline" if number % 2 else "thread")
+        until(lambda: not module.running, "the end of them all")
+        until(lambda: no_more(belongings(memory), before), "the end of threads and descriptors")
+
+
+def test_one_that_is_dropped_when_it_is_done_says_nothing() -> None:
+    with Memory(10) as memory:
+        begun = nt.lazy(memory.words, 0, always=True)
+        assert begun.wait(HANG)
+        del begun
+
+
+def test_garbage_that_is_found_by_any_thread() -> None:
+    """In a circle, so that the collector drops it, while this thread waits for a page that it is to give back."""
+    with Memory(100) as memory:
+        circle: list[Any] = []
+        circle += [circle, nt.lazy(memory.words, 0, always=True, rate=0)]
+        assert circle[1].wait_armed(HANG)
+        del circle
+        with pytest.warns(ResourceWarning):
+            run_threads(gc.collect, memory.part(0, 50).sum)
+        until(lambda: not module.running, "the end of the migration")
+        memory.check()
+
+
 # ---- a beginning that fails ----
 
 
@@ -471,7 +554,7 @@ def test_without_a_thread_to_watch_it_nothing_begins(options: dict[str, Any]) ->
             threading.stack_size(0)
         assert failed.value.errno == errno.EAGAIN
         assert belongings(memory)[2] == []
-        assert not module._live
+        assert not module.running
         memory.check()
         with nt.lazy(memory.words, 0, always=True, **options) as migration:
             pass
@@ -496,7 +579,7 @@ def test_an_exception_as_the_watch_begins_gives_everything_back(
             patch.setattr(threading.Thread, "start", raising)
             with pytest.raises(Interrupted):
                 nt.lazy(memory.words, 0, always=True, rate=0, **options)
-        until(lambda: not module._live, "the end of the migration")
+        until(lambda: not module.running, "the end of the migration")
         assert belongings(memory)[2] == []
         memory.check()
 
@@ -510,15 +593,16 @@ def test_exceptions_that_keep_everybody_from_watching(monkeypatch: pytest.Monkey
     with Memory(100) as memory:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", raising)
-            patch.setattr(module.Migration, "_ask_to_end", raising)
-            with pytest.raises(Interrupted):
+            patch.setattr(module.Running, "ask_to_end", raising)
+            with pytest.raises(Interrupted) as raised:  # which holds the half-made one
                 nt.lazy(memory.words, 0, always=True, rate=0)
-        (migration,) = module._live
+        (migration,) = module.running
+        del raised
         cancelling = threading.Thread(target=migration.cancel, daemon=True)
         cancelling.start()
         cancelling.join(HANG)
         assert not cancelling.is_alive()
-        assert not module._live
+        assert not module.running
         assert belongings(memory)[2] == []
         memory.check()
 

@@ -26,6 +26,7 @@ from support.memory import (
     on_nodes,
     run_threads,
     settled,
+    wait_moved,
 )
 
 import nexttouch as nt
@@ -204,6 +205,7 @@ def test_what_nobody_touches_stays_when_the_block_ends(options: dict[str, Any]) 
         with nt.next_touch(memory.words, window=WINDOW, **options) as migration:
             assert migration.wait_armed(HANG)
             run_threads(on_node(first, increase(memory.part(0, split))))
+            wait_moved(migration, split)
             assert migration.stats.waiting == 300 - split
         assert migration.stats.left == {Reason.CANCELLED: 300 - split}
         assert on_nodes(memory) == {first: split, 3: 300 - split}

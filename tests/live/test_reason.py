@@ -14,7 +14,7 @@ from nexttouch.live.reason import describe, keyed
 
 HEADERS = Path(reason.__file__).parents[1] / "_core"
 
-PYTHONS_OWN = {"PARTIAL", "UNTRAPPED", "NOT_MAPPED"}
+PYTHONS_OWN = {"PARTIAL", "UNTRAPPED", "NOT_MAPPED", "UNREACHED"}
 """Reasons that the core never gives."""
 
 

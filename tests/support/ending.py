@@ -37,7 +37,7 @@ elif way == "in the block":
     with migration:
         sys.exit(7)
 elif way == "thread":
-    threading.Thread(target=lambda: print(array.sum())).start()
+    threading.Thread(target=lambda: print(f"{array.sum()}\n", end="")).start()  # in one piece
 elif way == "daemon":
     threading.Thread(target=touch_for_ever, daemon=True).start()
 elif way == "many":
@@ -53,4 +53,4 @@ elif way == "exec":
     os.execv(sys.executable, [sys.executable, "-c", "import array; print(sum(array.array('q', range(1 << 18))))"])
 else:
     raise SystemExit(f"no such way: {way}")
-print("at the end")
+print("at the end\n", end="")

@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from nexttouch import placement
 from nexttouch.linux import mempolicy, pagemap
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.live.eager import MoveResult
+from nexttouch.live.migration import Migration
 
 __all__ = [
     "HANG",
@@ -42,6 +44,7 @@ __all__ = [
     "on_nodes",
     "run_threads",
     "settled",
+    "wait_moved",
 ]
 
 HANG = 300.0
@@ -219,6 +222,13 @@ def on_nodes(memory: Memory) -> dict[int, int]:
 def settled(stats: Any, pages: int) -> bool:
     """Whether each of `pages` pages has come to an end."""
     return bool(stats.pages == pages == stats.moved + sum(stats.left.values()) and stats.waiting == 0)
+
+
+def wait_moved(migration: Migration, pages: int) -> None:
+    """Wait until so many pages have moved: whoever touches one goes on before that."""
+    give_up = time.monotonic() + HANG
+    while migration.stats.moved < pages:
+        assert time.monotonic() < give_up, migration.stats
 
 
 def accounted(result: MoveResult) -> bool:

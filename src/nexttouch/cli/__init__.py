@@ -19,12 +19,9 @@ from ..errors import InvalidArgument, NexttouchError
 from ..printable import printable
 from .paragraphs import Paragraphs
 
-__all__ = ["COMMANDS", "INTERRUPTED", "main"]
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS = ("doctor", "topology", "where", "move", "check", "demo", "lab")
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 
 _DESCRIPTION = """\
 Lazy page migration for Linux: memory moves to the right NUMA node when it is next touched.
@@ -50,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         _complain(f"there is not enough memory for that: {error}")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is at work is cancelled at exit: once is enough
-        return INTERRUPTED
+        return 128 + int(getattr(error, "number", signal.SIGINT))  # of `signals.Interrupted`
     except BrokenPipeError:  # whoever read our output has seen enough
         _discard_output()
         return 1

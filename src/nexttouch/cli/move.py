@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidArgument, NoSuchProcess
-from ..linux import procfs
+from ..errors import InvalidArgument, NexttouchError, NoSuchProcess
 from ..linux.syscall import PAGE_SIZE
 from ..live.reason import Reason, describe
 from ..quantities import format_count, format_duration, format_size, parse_duration, parse_rate
-from . import INTERRUPTED
 from .paragraphs import Paragraphs
 from .progress import Progress
-from .signals import Signals
+from .signals import Interrupted, Signals
 
 if TYPE_CHECKING:
     from ..live.eager import MoveResult
-    from ..live.migration import Migration, Stats
+    from ..live.migration import Migration
+    from ..live.stats import Stats
 
 __all__ = ["add_parser", "run"]
 
@@ -30,9 +30,9 @@ them, those that are on one of them stay.
 eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
 that is just being moved waits for its batch.
 
---lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store
-moves its page, and a window of those around it, before it goes on; a sweep moves the rest meanwhile. If this command
-is interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
+--lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store makes its
+page move, and a window of those around it, right after it; a sweep moves the rest meanwhile. If this command is
+interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
 a control group that is frozen), it would leave the process waiting at its next store, so Ctrl-Z does not stop it."""
 
 _EXAMPLES = """\
@@ -42,8 +42,9 @@ examples:
   nexttouch move 4242 --to 1 --lazy --rate 100MiB/s --deadline 5min
   nexttouch move 4242 --to 0,1 --dry-run         what would move, and what could not
 
-exit status: 0 when every page has moved or had a reason to stay, 1 when the process could not be reached, 2 for
-misuse, 130 when interrupted (Ctrl-C)."""
+exit status: 0 when every page has moved or had a reason to stay (also as the process ended), 1 when the process could
+not be reached or the kernel refused to go on, 2 for misuse, 130, 143 or 129 when interrupted (Ctrl-C, SIGTERM, SIGHUP):
+what had moved is said then, too."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,6 +72,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lazy.add_argument("--no-sweep", action="store_true", help="move what is written to only; needs --deadline to end")
     lazy.add_argument("--deadline", metavar="DURATION", help="after this long move what is left at full speed")
     lazy.add_argument("--window", type=int, metavar="PAGES", help="most pages that one store moves (64)")
+    lazy.add_argument(
+        "--lend-userfaultfd",
+        action="store_true",
+        help="let a process whose user may have no userfaultfd use yours; that user can keep it, and with it hold up "
+        "the kernel: only for users who are trusted with that",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -81,17 +88,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Move, and print what became of every page; return 0, or INTERRUPTED."""
+    """Move, and print what became of every page; return the exit status."""
     _refuse_mixture(options)
     nodes = _nodes(options.to)
-    if options.lazy:
-        return _move_lazily(options, nodes)
-    _move_eagerly(options, nodes)
-    return 0
+    return _move_lazily(options, nodes) if options.lazy else _move_eagerly(options, nodes)
 
 
 def _refuse_mixture(options: argparse.Namespace) -> None:
-    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window")
+    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window", "lend_userfaultfd")
     for name in wrong:
         if getattr(options, name) is not None and getattr(options, name) is not False:
             mode = "does not go with --lazy" if options.lazy else "needs --lazy"
@@ -107,14 +111,14 @@ def _nodes(text: str) -> tuple[int, ...]:
         raise InvalidArgument("--to", f"is {text!r}, but has to be a node number, or several as 0,1") from None
 
 
-def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> None:
+def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
     from ..live.eager import move
 
     latency = parse_duration(options.latency, argument="--latency") if options.latency is not None else 0.02
     rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
     progress = Progress("moved", quiet=options.json)
     try:
-        with progress:
+        with Signals(stoppable=True), progress:
             result = move(
                 options.pid,
                 nodes,
@@ -124,12 +128,25 @@ def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> None:
                 dry_run=options.dry_run,
                 progress=progress.show,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         done = f"{format_count(progress.done)} of {_pages(progress.total)} were done"
         said = done if progress.total else "the first batch was not done"
-        print(f"interrupted: {said}; what has moved stays where it is", file=sys.stderr)
+        by = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        print(f"{_interrupted(by)}: {said}; what has moved stays where it is", file=sys.stderr)
         raise
+    ended = isinstance(result.ended, NoSuchProcess)
+    if result.ended is not None:
+        print(_ENDED if ended else f"ended early: {result.ended}", file=sys.stderr)
     print(json.dumps(result.to_dict()) if options.json else _eager_text(result))
+    return 0 if ended or result.ended is None else 1
+
+
+_ENDED = "the process has ended meanwhile, and its memory is gone"
+
+
+# Ctrl-C needs no name.
+def _interrupted(by: signal.Signals) -> str:
+    return "interrupted" if by == signal.SIGINT else f"interrupted by {by.name}"
 
 
 def _eager_text(result: MoveResult) -> str:
@@ -154,35 +171,42 @@ def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
         raise InvalidArgument("--no-sweep", "needs --deadline: pages that nobody writes to would wait for ever")
     window = 64 if options.window is None else options.window
     with Signals() as signals:
-        migration = attach(options.pid, nodes, rate=0.0 if options.no_sweep else rate, deadline=deadline, window=window)
+        migration = attach(
+            options.pid,
+            nodes,
+            rate=0.0 if options.no_sweep else rate,
+            deadline=deadline,
+            window=window,
+            lend_device=options.lend_userfaultfd,
+        )
         signals.hold_interrupts()
-        with migration, Progress("done", quiet=options.json) as progress:
-            finished = _follow(migration, progress, signals)
-    if not finished:
-        print("interrupted: every page that was still protected has been given back", file=sys.stderr)
+        by, failed = _follow(migration, signals, quiet=options.json)
+    if by is not None:
+        print(f"{_interrupted(by)}: every page that was still protected has been given back", file=sys.stderr)
+    if migration.process_ended:
+        print(_ENDED, file=sys.stderr)
+    if failed is not None:
+        print(f"ended early: {failed}", file=sys.stderr)
     stats = migration.stats
-    if _has_ended(options.pid):
-        print("the process has ended meanwhile, and its memory is gone", file=sys.stderr)
     print(json.dumps(stats.to_dict()) if options.json else _lazy_text(stats))
-    return 0 if finished else INTERRUPTED
+    return 128 + by if by is not None else int(failed is not None)
 
 
-def _has_ended(pid: int) -> bool:
+def _follow(
+    migration: Migration, signals: Signals, *, quiet: bool
+) -> tuple[signal.Signals | None, NexttouchError | None]:
+    """Show how far it has come until it is done, or cancelled as a signal came; return that, and what went wrong."""
     try:
-        return not procfs.has_memory(procfs.with_memory(pid))
-    except NoSuchProcess:
-        return True
-
-
-def _follow(migration: Migration, progress: Progress, signals: Signals) -> bool:
-    """Show how far it has come until it is done, or is cancelled as somebody interrupts; return whether it is done."""
-    while not migration.wait(0.1):
-        if signals.interrupted():
-            migration.cancel()
-            return False
-        stats = migration.stats
-        progress.show(stats.pages - stats.waiting, stats.pages)
-    return True
+        with migration, Progress("done", quiet=quiet) as progress:
+            while not migration.wait(0.1):
+                if (by := signals.interrupted()) is not None:
+                    migration.cancel()
+                    return by, None
+                stats = migration.stats
+                progress.show(stats.pages - stats.waiting, stats.pages)
+    except NexttouchError as error:
+        return None, error
+    return None, None
 
 
 def _lazy_text(stats: Stats) -> str:

@@ -249,10 +249,7 @@ class StoppedThread:
                 then it goes on as it was, at the latest when this process ends.
         """
         self._timeout = timeout
-        self._request("PTRACE_INTERRUPT", _INTERRUPT)
-        deadline = time.monotonic() + timeout
-        while (stop := self._wait(deadline)) >> 16 != _EVENT_STOP:
-            self._resume(_CONT, _signal_of(stop))
+        self._interrupt()
         try:
             self._check()
         except BaseException:
@@ -260,6 +257,16 @@ class StoppedThread:
             raise
         self._request("PTRACE_GETSIGMASK", _GETSIGMASK, 8, ctypes.addressof(self._signals))
         self._set_signals(ctypes.c_uint64(_WORD))
+
+    def nudge(self, timeout: float) -> None:
+        """Interrupt what the seized thread waits for, and let it go: a wait that is restarted looks again first.
+
+        Raises:
+            TargetRefused: it does not stop within `timeout` seconds.
+        """
+        self._timeout = timeout
+        self._interrupt()
+        self._request("PTRACE_DETACH", _DETACH)
 
     def call(self, number: int, *arguments: int) -> int:
         """Make the thread run system call `number`; return what it returned, a negative errno if it failed."""
@@ -307,6 +314,12 @@ class StoppedThread:
             self._forget_system_call()
         self._set_signals(self._signals)
         self._request("PTRACE_DETACH", _DETACH)
+
+    def _interrupt(self) -> None:
+        self._request("PTRACE_INTERRUPT", _INTERRUPT)
+        deadline = time.monotonic() + self._timeout
+        while (stop := self._wait(deadline)) >> 16 != _EVENT_STOP:
+            self._resume(_CONT, _signal_of(stop))
 
     def _check(self) -> None:
         self._registers = self._get_registers()

@@ -3,34 +3,81 @@
 These stores are the kernel's own, by a thread that is exiting, and for such a thread a userfaultfd catches nothing
 (handle_userfault refuses PF_EXITING): on a page that is write-protected they fail, without a word. Whoever waits for
 the thread (pthread_join), or for a robust mutex that it held, then waits for ever.
+
+Where they go is in the thread's control block. That of a thread which runs is known by the head of its robust list,
+which lies in it. Those of threads that have ended, whose stacks the C library keeps for others to come, look the same;
+so they are looked for in what can be a stack: writable memory behind memory without access.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
-from . import procfs
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FeatureMissing, KernelError, NexttouchError
+from . import pagemap, procfs, remote
+from .pagemap import Category
+from .procfs import Kind, Mapping
 from .syscall import PAGE_SIZE, read_file, try_call
 
-__all__ = ["exit_spans"]
+__all__ = ["LastWord", "exit_spans", "last_words", "lost"]
 
 _WORD = 8
 _USER = 1 << 63  # addresses from here on are the kernel's
 _MOST_ENTRIES = 2048  # ROBUST_LIST_LIMIT, include/linux/futex.h
+_WAITERS, _OWNER_DIED, _OWNER = 0x80000000, 0x40000000, 0x3FFFFFFF  # FUTEX_WAITERS, ..., include/uapi/linux/futex.h
 # In glibc the word that set_tid_address names stands 16 bytes before the head of the robust list (struct pthread).
+_TID_BEFORE_HEAD = 16
 _BEFORE_HEAD, _BEHIND_HEAD = 64, 3 * _WORD
-_USUAL_STACK = 8 << 20
+_TOP = 2 * PAGE_SIZE  # of a stack: where the C library puts the control block
+_LARGEST = 1 << 30  # bytes of a stack: what is farther from its guard is other memory that has come to be one mapping
+_CHUNK = 1 << 18  # bytes read at a time
+_ARENA = 64 << 20  # HEAP_MAX_SIZE of glibc's malloc
+_ARENA_HEAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """A word by which the kernel will tell of a thread's end.
+
+    Attributes:
+        address: where it is.
+        value: what it said when it was looked at: it names the thread, by the id that the program knows.
+        mutex: whether it is a robust mutex's, which is marked, and not that of pthread_join, which becomes 0.
+    """
+
+    address: int
+    value: int
+    mutex: bool
+
+    @property
+    def thread(self) -> int:
+        """The thread's id, as the program knows it."""
+        return self.value & _OWNER
+
+    @property
+    def names_one(self) -> bool:
+        """Whether a thread is named that has not told of its end; -1 is there before the thread is."""
+        return bool(self.thread) and (not self.value & _OWNER_DIED if self.mutex else self.value == self.thread)
+
+    @property
+    def final(self) -> int:
+        """What the kernel writes."""
+        return self.value & _WAITERS | _OWNER_DIED if self.mutex else 0
 
 
 def exit_spans(pid: int) -> list[tuple[int, int]]:
     """Return where process `pid` has such words, as spans of whole pages, sorted, none touching another.
 
-    They are around the head of each thread's robust list and in the mutexes on it; and, as a stack can be used again by
-    a thread that comes later, at the begin of each writable mapping behind one without access, which is how the C
-    library guards its stacks, as far as the usual stack of this process is large.
+    They are in the control block of each thread and in the mutexes on its robust list; and, as a stack can be used
+    again by a thread that comes later, in what looks like a control block, and at the upper end of what can be a stack.
 
     >>> all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in exit_spans(os.getpid()))
     True
@@ -38,33 +85,51 @@ def exit_spans(pid: int) -> list[tuple[int, int]]:
     Raises:
         NoSuchProcess, NotPermitted: about `pid`.
     """
-    try:
-        spans = _stacks(pid, _stack_size(read_file(procfs.directory(pid) / "limits")))
-        memory = os.open(procfs.directory(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise procfs.access_error(pid, error) from None
-    try:
-        for head in filter(None, map(_robust_list, procfs.threads(pid))):
-            for word in (head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(memory, head)):
-                if 0 <= word < _USER:  # a list is what the program says, or half changed
-                    spans.append((word // PAGE_SIZE * PAGE_SIZE, (word // PAGE_SIZE + 1) * PAGE_SIZE))
-    finally:
-        os.close(memory)
-    return _joined(spans)
+    stacks = _stacks(pid)
+    heads = _heads(pid)
+    words = [end - offset for _, end in stacks for offset in range(PAGE_SIZE, _TOP + 1, PAGE_SIZE)]
+    for head in heads | _found(pid, stacks, heads):
+        words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(pid, head)]
+    return _joined(_pages(words))
 
 
-def _stacks(pid: int, size: int) -> list[tuple[int, int]]:
-    found, guard = [], 0
-    for mapping in procfs.mappings(pid):
-        if mapping.writable and mapping.start == guard and not mapping.path:
-            found.append((mapping.start, min(mapping.end, mapping.start + size)))
-        guard = 0 if mapping.readable or mapping.writable or mapping.path else mapping.end
-    return found
+def last_words(pid: int) -> list[LastWord]:
+    """Return the words that name a thread of process `pid`: one that runs, or has ended and left them so.
+
+    None where control blocks do not look as glibc's do.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    heads = _heads(pid)
+    alive = _alive(pid)
+    if not heads or not all(_word(pid, head - _TID_BEFORE_HEAD) in alive for head in heads):
+        return []
+    blocks = heads | _found(pid, _stacks(pid), heads)
+    places = {(head - _TID_BEFORE_HEAD, False) for head in blocks}
+    places |= {(word, True) for head in blocks for word in _locked(pid, head)}
+    return [word for word in _looked_up(pid, places) if word.names_one]
 
 
-def _stack_size(limits: bytes) -> int:
-    found = re.search(rb"^Max stack size +(\d+)", limits, re.MULTILINE)  # the soft limit: what pthread_create takes
-    return -(-int(found[1]) // PAGE_SIZE) * PAGE_SIZE if found else _USUAL_STACK
+def lost(pid: int, words: Iterable[LastWord]) -> list[LastWord]:
+    """Return those of `words` that still name a thread which is gone: the kernel writes before it lets go of a thread.
+
+    Raises:
+        NoSuchProcess, NotPermitted: about `pid`.
+    """
+    alive = _alive(pid)  # behind the look at the words: a thread is there before it is named
+    gone = {(word.address, word.mutex): word.thread for word in words if word.thread not in alive}
+    now = _looked_up(pid, gone)
+    return [word for word in now if word.names_one and word.thread == gone[word.address, word.mutex]]
+
+
+def _looked_up(pid: int, places: Iterable[tuple[int, bool]]) -> list[LastWord]:
+    return [LastWord(address, _word(pid, address), mutex) for address, mutex in places]
+
+
+def _heads(pid: int) -> set[int]:
+    heads = {_robust_list(thread) for thread in procfs.threads(pid)}
+    return {head for head in heads if _BEFORE_HEAD <= head < _USER - _BEHIND_HEAD}  # it is what the program says
 
 
 def _robust_list(thread: int) -> int:
@@ -73,19 +138,131 @@ def _robust_list(thread: int) -> int:
     return 0 if error else head.value
 
 
+# The ids by which the threads of the process know each other.
+def _alive(pid: int) -> set[int]:
+    found = set()
+    for thread in procfs.threads(pid):
+        try:
+            status = read_file(procfs.directory(pid) / "task" / str(thread) / "status")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since
+        ids = re.search(rb"^NSpid:.*?(\d+)$", status, re.MULTILINE)
+        found.add(int(ids[1]) if ids else thread)
+    return found
+
+
+def _word(pid: int, address: int) -> int:
+    return int.from_bytes(remote.read(pid, address, 4), "little") if 0 <= address < _USER else 0
+
+
+# ---- stacks ----
+
+
+def _stacks(pid: int) -> list[tuple[int, int]]:
+    """Find what can be a stack: from the end of a guard to the end of its mapping, or the next guard in it."""
+    mappings = procfs.mappings(pid)
+    guards = _guard_regions(pid, mappings)
+    found: list[tuple[int, int]] = []
+    below = 0
+    for mapping in mappings:
+        if mapping.kind is Kind.ANONYMOUS and mapping.writable and not mapping.shared:
+            first, last = np.searchsorted(guards["end"], [mapping.start, mapping.end], side="right").tolist()
+            inside = [(int(run["start"]), int(run["end"])) for run in guards[first:last]]
+            found += _between(([(below, below)] if below == mapping.start else []) + inside, mapping.end)
+        guard = mapping.kind is Kind.ANONYMOUS and not (mapping.readable or mapping.writable or mapping.executable)
+        below = mapping.end if guard else 0
+    return found
+
+
+def _between(guards: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    for (_, low), (high, _) in pairwise([*guards, (end, end)]):
+        if low < high:
+            yield low, high
+
+
+# Guards within a mapping, as glibc has them since 2.42 (MADV_GUARD_INSTALL); kernels tell of them since 6.16.
+def _guard_regions(pid: int, mappings: list[Mapping]) -> NDArray[np.void]:
+    ends = [mapping.end for mapping in mappings if mapping.path != "[vsyscall]"]
+    try:
+        return pagemap.scan(pid, mappings[0].start, max(ends), all_of=Category.GUARD, return_mask=Category.GUARD)
+    except (FeatureMissing, KernelError):
+        return np.empty(0, pagemap.RUN)
+
+
+# ---- control blocks ----
+
+
+def _found(pid: int, stacks: list[tuple[int, int]], heads: set[int]) -> set[int]:
+    """Find in `stacks` what looks like the head of a robust list as the `heads` are: the same word follows it."""
+    kinds = {remote.read(pid, head + _WORD, _WORD) for head in heads}
+    signs = [int.from_bytes(kind, "little") for kind in kinds if len(kind) == _WORD and any(kind)]
+    found: set[int] = set()
+    for start, end in stacks if signs else []:
+        if not _is_arena(pid, start):
+            for low, high in _present(pid, start, min(end, start + _LARGEST)):
+                found.update(_candidates(pid, low, high, signs))
+    return {head for head in found if _is_head(pid, head)}
+
+
+# An arena of malloc's is behind another one's rest, which has no access; it begins with a pointer to its own head, or
+# to that of the first part of it (struct heap_info). The lowest words of a stack are 0 for nearly ever.
+def _is_arena(pid: int, start: int) -> bool:
+    head = int.from_bytes(remote.read(pid, start, _WORD), "little") if start % _ARENA == 0 else 0
+    return 0 < head < _USER and 0 < head % _ARENA < _ARENA_HEAD
+
+
+def _present(pid: int, start: int, end: int) -> list[tuple[int, int]]:
+    try:
+        runs = pagemap.scan(pid, start, end, all_of=Category.PRESENT)
+        return list(zip(runs["start"].tolist(), runs["end"].tolist(), strict=True))
+    except FeatureMissing:
+        there = np.flatnonzero(pagemap.entries(pid, start, (end - start) // PAGE_SIZE) & pagemap.PRESENT)
+        return [(start + page * PAGE_SIZE, start + (page + 1) * PAGE_SIZE) for page in there.tolist()]
+
+
+def _candidates(pid: int, low: int, high: int, signs: list[int]) -> Iterator[int]:
+    buffer = bytearray(min(_CHUNK, high - low))
+    words = np.frombuffer(buffer, np.uint64)
+    for start in range(low, high, len(buffer)):
+        size = remote.read_into(pid, start, buffer) if high - start >= len(buffer) else 0
+        rest = words[: size // _WORD] if size else np.frombuffer(remote.read(pid, start, high - start), np.uint64)
+        for sign in signs:
+            at = np.flatnonzero(rest == np.uint64(sign))
+            before = rest[at - 1]
+            likely = (at == 0) | ((before > 0) & (before < _USER))  # what is before the first one is not known here
+            yield from [start + (index - 1) * _WORD for index in at[likely].tolist()]
+
+
+# struct robust_list_head, and before it in glibc the last entry of the list: four words of which three are addresses.
+def _is_head(pid: int, head: int) -> bool:
+    data = remote.read(pid, head - _WORD, 4 * _WORD)
+    if len(data) < 4 * _WORD:
+        return False
+    last, entry, _, pending = struct.unpack("<4Q", data)
+    return bool(0 < last < _USER and 0 < entry < _USER and pending < _USER)
+
+
 # The futex words on a robust list, and the one that is about to be on it.
-def _locked(memory: int, head: int) -> list[int]:
+def _locked(pid: int, head: int) -> list[int]:
     found: list[int] = []
     try:
-        entry, offset, pending = struct.unpack("<QqQ", os.pread(memory, 3 * _WORD, head))
+        entry, offset, pending = struct.unpack("<QqQ", remote.read(pid, head, 3 * _WORD))
         if pending:
             found.append((pending & ~1) + offset)
         while entry & ~1 != head and len(found) < _MOST_ENTRIES:
             found.append((entry & ~1) + offset)
-            (entry,) = struct.unpack("<Q", os.pread(memory, _WORD, entry & ~1))
-    except (OSError, OverflowError, struct.error):  # the thread has ended, or its list is being changed
+            (entry,) = struct.unpack("<Q", remote.read(pid, entry & ~1, _WORD))
+    except (NexttouchError, struct.error):  # the thread has ended, or its list is being changed
         pass
     return found
+
+
+# ---- spans ----
+
+
+def _pages(words: Iterable[int]) -> list[tuple[int, int]]:
+    pages = {word // PAGE_SIZE for word in words if 0 <= word < _USER}
+    return [(page * PAGE_SIZE, (page + 1) * PAGE_SIZE) for page in pages]
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -6,10 +6,13 @@ copied out with pidfd_getfd(2), and the clone ended before the thread runs on: w
 descriptor is the last one, and the kernel then takes back every protection. For the same reason a child that the
 migrator forks does not keep it (`nexttouch._core.receive`). The program loses about a millisecond, whatever its size.
 
-Whether the program has the privilege to open one does not matter if the migrator may open /dev/userfaultfd: it passes
-the open device in. Writing vm.unprivileged_userfaultfd instead would open the door to every process of the machine,
-and leave it open if the migrator is killed; a descriptor for faults of user mode only would make the program's own
-system calls fail with EFAULT.
+The program has to have the right to open one: to be privileged, or allowed by the sysctl
+vm.unprivileged_userfaultfd, or by the mode of /dev/userfaultfd. The migrator can lend it its own open device, but does
+not do so unasked: the clone has the program's user, and while it lives any other process of that user can copy what it
+has, and from then on make userfaultfds that hold up the kernel itself, which that sysctl keeps from users for a reason.
+A clone that may not be traced would not help: that is a property of the memory, so the program itself can turn it back.
+And a descriptor for faults of user mode only, which everyone may have, would make the program's own system calls fail
+with EFAULT.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from ..linux.syscall import MACHINE
 from ..linux.userfaultfd import Feature, Userfaultfd, available_features
 from .injection import SECCOMP, TRACED
 
-__all__ = ["TAKEN", "Acquired", "acquire", "check"]
+__all__ = ["TAKEN", "Acquired", "acquire", "check", "interrupt"]
 
 TAKEN = "another process (such as a virtual machine's monitor, or another migrator) handles its page faults"
 """Why a process is refused whose memory somebody else's userfaultfd watches."""
@@ -60,7 +63,7 @@ class Acquired(NamedTuple):
         os.close(self.pidfd)
 
 
-def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
+def acquire(pid: int, *, features: int = 0, wanted: int = 0, lend: bool = False) -> Acquired:
     """Open a userfaultfd on the memory of process `pid`, with its handshake done.
 
     The descriptor is non-blocking and serves faults of system calls too. A child that this process forks before a pager
@@ -70,6 +73,7 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
         pid: whose memory.
         features: what the descriptor has to be able to do.
         wanted: what it is to do as well, but only all of it together, where the kernel can.
+        lend: let the program have this process's open /dev/userfaultfd, if it may not open one; its user can keep it.
 
     >>> acquired = acquire(pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
     >>> acquired.stopped > 0
@@ -79,7 +83,7 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
     Raises:
         InvalidArgument: `pid` is not positive, or a thread.
         NoSuchProcess: it does not exist, or ended meanwhile.
-        NotPermitted: it belongs to somebody else, or tracing is restricted.
+        NotPermitted: it belongs to somebody else, tracing is restricted, or its user may have no userfaultfd.
         TargetRefused: attaching could harm it (see `check`); it runs on as it did.
         FeatureMissing: the kernel lacks one of `features`, or this processor is not supported.
         KernelError: any other failure, such as EMFILE.
@@ -90,7 +94,7 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
     pidfd = pidfd_open(pid)
     try:
         thread = check(pid)
-        descriptor, stopped = _inject(pid, thread, _system_call_instruction(thread), pidfd)
+        descriptor, stopped = _inject(pid, thread, pidfd, lend)
     except BaseException:
         os.close(pidfd)
         raise
@@ -101,6 +105,16 @@ def acquire(pid: int, *, features: int = 0, wanted: int = 0) -> Acquired:
         acquired.close()
         raise
     return acquired
+
+
+def interrupt(pid: int, pidfd: int, threads: Iterable[int]) -> None:
+    """Interrupt what `threads` of the process behind `pidfd` wait for, which they do not notice but for EINTR.
+
+    Raises:
+        KernelError: no process could be started for it.
+    """
+    with _start_helper("interrupt", map(str, (pid, pidfd, *threads)), (pidfd,)):
+        pass
 
 
 def check(pid: int) -> int:
@@ -234,18 +248,19 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from nexttouch.live import injection
-injection.main(sys.argv[1:])
+getattr(injection, sys.argv.pop(1))(sys.argv[1:])
 """
 
 
-def _inject(pid: int, thread: int, instruction: int, pidfd: int) -> tuple[int, float]:
+def _inject(pid: int, thread: int, pidfd: int, lend: bool) -> tuple[int, float]:
+    instruction = _system_call_instruction(thread)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:
         raise KernelError("socketpair", error.errno or 0, _REMEDIES.get(error.errno or 0, "")) from None
     with ours, theirs:
-        numbers = map(str, (pid, thread, instruction, pidfd, theirs.fileno()))
-        helper = _start_helper(numbers, (pidfd, theirs.fileno()))
+        numbers = map(str, (pid, thread, instruction, pidfd, int(lend), theirs.fileno()))
+        helper = _start_helper("main", numbers, (pidfd, theirs.fileno()))
         with helper:
             theirs.close()
             answer, descriptor = _receive(ours)
@@ -259,10 +274,10 @@ def _receive(channel: socket.socket) -> tuple[bytes, int]:
     return _core.receive(channel.fileno())
 
 
-def _start_helper(numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start_helper(task: str, numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
     # Isolated (-I) and without site-packages (-S): quick, and nothing of the environment or the working directory gets
     # into a process that may be root's.
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), *numbers]
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), task, *numbers]
     none = subprocess.DEVNULL
     try:
         return subprocess.Popen(

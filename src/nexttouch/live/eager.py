@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -18,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import placement
-from ..errors import InvalidArgument, KernelError
-from ..linux import mempolicy
+from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess
+from ..linux import mempolicy, procfs
 from ..linux.pagecache import map_cached, unmapped
-from ..linux.process import find_process
+from ..linux.pidfd import pidfd_open
+from ..linux.process import process_id
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import spans
+from .held import Held
 from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
 
@@ -55,6 +58,8 @@ class MoveResult:
         seconds: duration.
         longest_call: seconds of the longest single call: nobody was held up for longer.
         dry_run: whether nothing was done.
+        ended: what ended it early; None if nothing did. The pages that it had not come to are Reason.UNMAPPED if the
+            process has ended, else Reason.UNREACHED, as when a node left its cpuset.
     """
 
     pages: int = 0
@@ -64,9 +69,10 @@ class MoveResult:
     seconds: float = 0.0
     longest_call: float = 0.0
     dry_run: bool = False
+    ended: NexttouchError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes, with the reasons by name."""
+        """For JSON: the attributes, with the reasons by name, and `ended` as a sentence or ""."""
         return {
             "pages": self.pages,
             "moved": self.moved,
@@ -75,6 +81,7 @@ class MoveResult:
             "seconds": self.seconds,
             "longest_call": self.longest_call,
             "dry_run": self.dry_run,
+            "ended": str(self.ended or ""),
         }
 
 
@@ -110,7 +117,7 @@ def move(
     Raises:
         InvalidArgument: `x`, `to`, `latency` or `rate` makes no sense; `x`, too, if it is being moved lazily.
         NoSuchNode, NodeUnavailable: about `to`.
-        NoSuchProcess, NotPermitted: about a process.
+        NoSuchProcess, NotPermitted: about a process. Once a page has moved no error is raised but told in the result.
         FeatureMissing: /proc is of another pid namespace; or a container's seccomp filter forbids what this needs.
     """
     if not (is_number(latency) and latency > 0):
@@ -119,32 +126,58 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    pid, without, found = _pages_of(x, dry_run)
-    pages = found.movable
-    targets = check_target(targets, pid=pid)
-    flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
-    if shared:  # whether it may is known without a page
-        mempolicy.move_pages(pid, np.empty(0, np.uint64), targets[0], flags)
-    result = move_pages(
-        pid, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
-    )
-    _count_others(result, without, found, targets)
-    if not dry_run:
-        pages = Pages(pages.addresses, pages.units, placement.nodes_of(pid, pages.addresses))
-    result.by_node = Pages.joined([pages, found.fixed]).by_node()
+    with _held(x) as process:
+        without, found = _pages_of(x, process.pid, dry_run)
+        pages = found.movable
+        targets = check_target(targets, pid=process.pid)
+        flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
+        if shared:  # whether it may is known without a page
+            mempolicy.move_pages(process.pid, np.empty(0, np.uint64), targets[0], flags)
+        result = move_pages(
+            process, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
+        )
+        if result.ended is not None and not result.moved:
+            raise result.ended
+        _count_others(result, without, found, targets)
+        result.by_node = (Pages.joined([pages, found.fixed]) if dry_run else _now(process, found)).by_node()
     result.seconds = time.monotonic() - began
     return result
 
 
-# The process, how many of its pages have no entry though they are in memory, and the others.
-def _pages_of(x: object, dry_run: bool) -> tuple[int, int, Mapped]:
-    if not isinstance(x, int | np.generic):
-        start, end = placement.span(x)
-        spans.refuse_overlap(start, end)
-        without = unmapped(start, end) if dry_run else map_cached(start, end)
-        return 0, without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
-    pid = find_process(x, argument="x").thread
-    return pid, 0, find_mapped(pid)
+@contextmanager
+def _held(x: object) -> Iterator[Held]:
+    number, pidfd = 0, -1
+    if isinstance(x, int | np.generic):
+        number = process_id(x, argument="x")
+        with suppress(FeatureMissing, InvalidArgument):  # before Linux 5.3; the number of a thread
+            pidfd = pidfd_open(number)
+        number = procfs.with_memory(number)
+    process = Held(number, pidfd)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+# What was found, on the nodes where it is now; nothing if the process has ended.
+def _now(process: Held, found: Mapped) -> Pages:
+    pages = found.movable
+    try:
+        nodes = placement.nodes_of(process.pid, pages.addresses)
+        process.check()
+    except NoSuchProcess:
+        return Pages.joined([])
+    return Pages.joined([Pages(pages.addresses, pages.units, nodes), found.fixed])
+
+
+# How many pages have no entry in the process though they are in memory, and the others.
+def _pages_of(x: object, pid: int, dry_run: bool) -> tuple[int, Mapped]:
+    if pid:
+        return 0, find_mapped(pid)
+    start, end = placement.span(x)
+    spans.refuse_overlap(start, end)
+    without = unmapped(start, end) if dry_run else map_cached(start, end)
+    return without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 
 
 def _count_others(result: MoveResult, without: int, found: Mapped, targets: tuple[int, ...]) -> None:
@@ -159,7 +192,7 @@ def _count_others(result: MoveResult, without: int, found: Mapped, targets: tupl
 
 
 def move_pages(
-    pid: int,
+    process: Held,
     pages: Pages,
     targets: tuple[int, ...],
     *,
@@ -169,7 +202,10 @@ def move_pages(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
-    """Move `pages`, found in process `pid`, to `targets`. As `move`; `by_node` is left to the caller."""
+    """Move `pages`, found in `process`, to `targets`. As `move`; `by_node` is left to the caller.
+
+    What fails as a whole is told in the result.
+    """
     wanted = _wanted(pages, targets)
     result = MoveResult(pages=pages.count, dry_run=dry_run)
     present = pages.nodes >= 0
@@ -177,11 +213,20 @@ def move_pages(
     result.left.update(reasons(pages.nodes[~present], pages.units[~present]))
     todo = present & (pages.nodes != wanted)
     if dry_run:
-        shared = placement.mapped_often(pid, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
+        shared = (
+            placement.mapped_often(process.pid, pages.addresses) & todo
+            if flags == mempolicy.MOVE
+            else np.zeros_like(todo)
+        )
         result.left[Reason.SHARED] += int(pages.units[shared].sum())
         result.moved = int(pages.units[todo & ~shared].sum())
     else:
-        _Mover(pid, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
+        try:
+            _Mover(process, flags, result).run(pages.those(todo), wanted[todo], latency, rate, progress)
+        except NexttouchError as error:
+            result.ended = error
+            reason = Reason.UNMAPPED if isinstance(error, NoSuchProcess) else Reason.UNREACHED
+            result.left[reason] += result.pages - result.moved - sum(result.left.values())
     result.left = +result.left
     return result
 
@@ -203,8 +248,8 @@ def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[
 class _Mover:
     """One eager move under way: calls, and what came of them."""
 
-    def __init__(self, pid: int, flags: int, result: MoveResult) -> None:
-        self.pid = pid
+    def __init__(self, process: Held, flags: int, result: MoveResult) -> None:
+        self.process = process
         self.flags = flags
         self.result = result
 
@@ -260,8 +305,9 @@ class _Mover:
     ) -> tuple[float, NDArray[np.bool_], bool]:
         """One call: its seconds, which pages it left undone, whether for want of memory. Accounts for all others."""
         began, full = time.monotonic(), False
+        self.process.check()
         try:
-            _, status = mempolicy.move_pages(self.pid, addresses, wanted, self.flags)
+            _, status = mempolicy.move_pages(self.process.pid, addresses, wanted, self.flags)
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -271,9 +317,11 @@ class _Mover:
         self.result.longest_call = max(self.result.longest_call, took)
         undone = np.isin(status, _UNDECIDED)
         if undone.any():
-            status[undone] = placement.nodes_of(self.pid, addresses[undone])
+            status[undone] = placement.nodes_of(self.process.pid, addresses[undone])
+        lost = status < 0
+        told = explained(self.process.pid, addresses[lost], status[lost])
+        self.process.check()
         undone &= (status >= 0) & (status != wanted)
         self.result.moved += int(units[status == wanted].sum())
-        lost = status < 0
-        self.result.left.update(reasons(explained(self.pid, addresses[lost], status[lost]), units[lost]))
+        self.result.left.update(reasons(told, units[lost]))
         return took, undone, full

@@ -36,7 +36,7 @@ from ..linux.ptrace import ARCHITECTURES, StoppedThread
 from ..linux.syscall import MACHINE, NUMBERS
 from ..linux.userfaultfd import DEVICE, DEVICE_NEW
 
-__all__ = ["ERROR_ARGUMENTS", "SECCOMP", "TRACED", "main", "take_userfaultfd"]
+__all__ = ["ERROR_ARGUMENTS", "SECCOMP", "TRACED", "interrupt", "main", "take_userfaultfd"]
 
 STOP_TIMEOUT = 2.0  # seconds; a thread stops within microseconds unless it is frozen or waits for a device
 
@@ -61,6 +61,7 @@ _MORE_NUMBERS = {
         "mmap": 9,
         "munmap": 11,
         "ioctl": 16,
+        "openat": 257,
         "recvmsg": 47,
         "socketpair": 53,
         "clone": 56,
@@ -70,6 +71,7 @@ _MORE_NUMBERS = {
     },
     "aarch64": {
         "ioctl": 29,
+        "openat": 56,
         "unshare": 97,
         "socketpair": 199,
         "recvmsg": 212,
@@ -81,6 +83,7 @@ _MORE_NUMBERS = {
     },
 }
 _CLONE_VM, _CLONE_FILES, _CLOSE_RANGE_UNSHARE, _WALL = 0x100, 0x400, 1 << 1, 0x40000000
+_AT_FDCWD = -100
 _SCRATCH = 4096  # bytes of the target's scratch mapping: the kernel rounds up
 _READ_WRITE, _PRIVATE_ANONYMOUS = 0x1 | 0x2, 0x02 | 0x20
 
@@ -102,8 +105,23 @@ def main(arguments: list[str]) -> None:
     os._exit(0)
 
 
-def take_userfaultfd(pid: int, thread: int, instruction: int, pidfd: int) -> tuple[int, float]:
+def interrupt(arguments: list[str]) -> None:
+    """Run the process: the numbers of a process, a descriptor of it, and those of its threads that are interrupted."""
+    pid, pidfd, *numbers = map(int, arguments)
+    _shield()
+    for number in numbers:
+        thread = StoppedThread(pid, number, 0)
+        with suppress(NexttouchError):  # it has ended, or somebody traces it, and it looks again for that
+            thread.seize()
+            if alive(pidfd) and number in procfs.threads(pid):
+                thread.nudge(STOP_TIMEOUT)
+    os._exit(0)
+
+
+def take_userfaultfd(pid: int, thread: int, instruction: int, pidfd: int, lend: int = 0) -> tuple[int, float]:
     """Make `thread` of process `pid` open a userfaultfd; return it, and for how many seconds the thread stood still.
+
+    If `lend`, it gets this process's open /dev/userfaultfd where it may not have its own.
 
     Raises:
         NoSuchProcess, NotPermitted, TargetRefused, KernelError: the target runs on as it did, if it still exists.
@@ -118,7 +136,7 @@ def take_userfaultfd(pid: int, thread: int, instruction: int, pidfd: int) -> tup
     if not alive(pidfd) or thread not in procfs.threads(pid):
         raise NoSuchProcess(pid)
     _warm_up()
-    with _device() as device:
+    with _device(lend) as device:
         begin = time.perf_counter()
         target.stop(STOP_TIMEOUT)
         try:
@@ -153,17 +171,17 @@ def _warm_up() -> None:
 
 
 @contextmanager
-def _device() -> Iterator[int]:
-    """Open /dev/userfaultfd; -1 if this user may not."""
+def _device(lend: int) -> Iterator[int]:
+    """Open /dev/userfaultfd; -1 if it is not to be lent, or this user may not."""
     try:
-        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC) if lend else -1
     except OSError:
-        yield -1
-        return
+        device = -1
     try:
         yield device
     finally:
-        os.close(device)
+        if device >= 0:
+            os.close(device)
 
 
 def _userfaultfd_of(target: StoppedThread, pid: int, thread: int, device: int) -> int:
@@ -175,7 +193,7 @@ def _userfaultfd_of(target: StoppedThread, pid: int, thread: int, device: int) -
         )
     with _clone(target) as clone, _opened(clone) as pidfd:
         number = clone.call(_number("userfaultfd"), _FLAGS)
-        if number == -errno.EPERM and device >= 0:
+        if number == -errno.EPERM:
             number = _through_device(clone, pid, pidfd, device)
         _check_descriptor(number, pid)
         return pidfd_getfd(pidfd, number, pid=pid)
@@ -217,8 +235,9 @@ def _check_descriptor(number: int, pid: int) -> None:
         case errno.EPERM:
             raise NotPermitted(
                 pid,
-                "its user may not have a userfaultfd; run as root where /dev/userfaultfd exists, or set the sysctl "
-                "vm.unprivileged_userfaultfd=1",
+                "its user may not have a userfaultfd; set the sysctl vm.unprivileged_userfaultfd=1, let that user open "
+                "/dev/userfaultfd, or, as root, lend it yours, which it can keep (lend_device=True, "
+                "--lend-userfaultfd)",
             )
         case errno.EMFILE | errno.ENFILE:
             raise TargetRefused(pid, "it has no file descriptor left; raise its limit (prlimit --nofile)")
@@ -227,21 +246,26 @@ def _check_descriptor(number: int, pid: int) -> None:
 
 
 def _through_device(clone: StoppedThread, pid: int, pidfd: int, device: int) -> int:
-    """Hand the clone our open /dev/userfaultfd, from which any user may make a full descriptor; return its number.
+    """Have the clone make a userfaultfd from /dev/userfaultfd; return its number, or -EPERM if it may not.
 
-    The system call asks for the target's privileges, the device only for whoever opened it. So a program without
-    privileges is attached to without changing vm.unprivileged_userfaultfd for the whole machine.
+    It opens the device by itself: then whatever it has, its user could have had as well. For a clone has its program's
+    user, and while it lives any process of that user can take what it has (pidfd_getfd), and keep it. Only if `device`,
+    one of ours that is meant to be lent, is one does it get that.
     """
     with ExitStack() as undo:
         scratch = _call(clone, "mmap", 0, _SCRATCH, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
         undo.callback(_call, clone, "munmap", scratch, _SCRATCH)
         memory = os.open(procfs.directory(clone.thread) / "mem", os.O_RDWR | os.O_CLOEXEC)
         undo.callback(os.close, memory)
-        _call(clone, "socketpair", socket.AF_UNIX, socket.SOCK_DGRAM, 0, scratch)
-        ours, theirs = struct.unpack("<2i", os.pread(memory, 8, scratch))
-        with socket.socket(fileno=pidfd_getfd(pidfd, ours, pid=pid)) as end:
-            socket.send_fds(end, [b"\0"], [device])
-        return _call(clone, "ioctl", _receive(clone, memory, scratch, theirs), DEVICE_NEW, _FLAGS)
+        os.pwrite(memory, os.fsencode(DEVICE) + b"\0", scratch)
+        number = clone.call(_number("openat"), _AT_FDCWD, scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        if number < 0 and device >= 0:
+            _call(clone, "socketpair", socket.AF_UNIX, socket.SOCK_DGRAM, 0, scratch)
+            ours, theirs = struct.unpack("<2i", os.pread(memory, 8, scratch))
+            with socket.socket(fileno=pidfd_getfd(pidfd, ours, pid=pid)) as end:
+                socket.send_fds(end, [b"\0"], [device])
+            number = _receive(clone, memory, scratch, theirs)
+        return clone.call(_number("ioctl"), number, DEVICE_NEW, _FLAGS) if number >= 0 else -errno.EPERM
 
 
 def _receive(target: StoppedThread, memory: int, scratch: int, end: int) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import threading
 from collections.abc import Iterable
 from typing import SupportsIndex
 
@@ -15,19 +13,16 @@ from ..errors import InvalidArgument, KernelError
 from ..linux import procfs
 from ..topology import check_target
 from . import spans
-from .migration import Migration, Options, Service
+from .migration import Migration
+from .options import Options, Service
 from .plan import Mechanism, make_plan
+from .planning import planning
 
 __all__ = ["lazy", "next_touch"]
 
 # A mapping that changes or goes while it is planned, or before it is registered: plan again, so often.
 _ATTEMPTS = 3
 _CHANGED = {errno.EAGAIN, errno.ENOENT, errno.EINVAL, errno.ENOMEM, errno.EFAULT}
-
-_planning = threading.RLock()
-# A child that forks off while another thread plans must find neither the lock taken nor a migration half begun. If a
-# signal handler of the planning thread itself forks, the child goes on planning where its parent is.
-os.register_at_fork(before=_planning.acquire, after_in_parent=_planning.release, after_in_child=_planning.release)
 
 
 def lazy(
@@ -44,7 +39,8 @@ def lazy(
     """Move the pages of `x` to node `to` when they are next touched, and the untouched ones by a sweep.
 
     Returns when it is known where the pages are, about half a microsecond a page; the rest happens while the program
-    goes on. Whole pages move; the first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
+    goes on, for as long as what is returned is kept: dropped, it is cancelled (ResourceWarning). Whole pages move; the
+    first and the last page, if `x` covers only a part of them, stay (Reason.PARTIAL).
 
     Meanwhile the contents hang on a descriptor of this process: do not close what you did not open (`os.closerange`),
     or pages that wait for their move read as zeros.
@@ -55,14 +51,19 @@ def lazy(
         rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
         deadline: seconds after which what is left is moved at full speed; None: never.
         window: most pages that one touch moves; windows grow and shrink with the pattern of touches.
-        service: "thread" serves faults in a thread of the engine. "inline" lets the faulting thread serve itself, in a
-            SIGBUS handler, which is several times faster for single pages and needs no privilege; but a system call
-            (read(2) into the array) fails with EFAULT on a page that is still armed, and a thread that blocks SIGBUS
-            dies of its first touch of one. Only private anonymous memory is served inline: for the rest
-            (shared memory, write_protect) there is the thread, with the privilege that it needs.
+        service: "thread" serves faults in a thread of the engine. System calls wait for a page as the program does; but
+            what pins pages for a device and cannot wait (registering memory with AF_XDP) fails on one that is armed,
+            with EFAULT. "inline" lets the faulting thread serve itself, in a SIGBUS handler, which is several times
+            faster for single pages and needs no privilege. But no system call waits then: one whose first page is
+            armed fails with EFAULT, and one that comes to an armed page later ends there, as read(2), which returns
+            **fewer bytes than asked for, without an error** (`readinto`, `recv_into`, `numpy.fromfile` into the
+            array). And a thread that blocks SIGBUS dies of its first touch of an armed page. Only private anonymous
+            memory is served inline: for the rest (shared memory, write_protect) there is the thread, with the privilege
+            that it needs.
         mechanism: "relocate" (any touch moves a page) or "write_protect" (only a store does) instead of the best that
             each mapping allows.
-        always: move pages that are on a target node already, too, into other frames of it.
+        always: move pages that are on a target node already, too, into other frames of it. Those that are
+            write-protected, or whose mapping has a memory policy of its own, keep their frames, but count as moved.
 
     >>> array = nt.zeros((1024, 512), node=0)
     >>> array[:] = 1
@@ -95,7 +96,8 @@ def next_touch(
     For data that one thread filled and others work on: after their first pass each part is where its worker is. A page
     that nobody touches waits until `deadline`, and then stays where it is (Reason.UNTOUCHED); without a deadline until
     the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be caught
-    (Reason.UNTRAPPED). Arguments as `lazy`.
+    (Reason.UNTRAPPED). Arguments as `lazy`, and what it says of `service`: system calls on armed pages. Keep what is
+    returned: dropped, it is cancelled (ResourceWarning).
 
     >>> array = nt.zeros((1024, 512), node=2)
     >>> array[:] = 1
@@ -122,7 +124,7 @@ def _begin(
         raise InvalidArgument("mechanism", f"is {mechanism!r}, but has to be 'relocate' or 'write_protect'")
     start, end = _writable_span(x)
     keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
-    with _planning:
+    with planning():
         spans.refuse_overlap(start, end)
         with spans.beginning(start, end):
             for attempt in range(_ATTEMPTS):
@@ -133,7 +135,7 @@ def _begin(
                 except KernelError as error:
                     if error.errno not in _CHANGED or attempt == _ATTEMPTS - 1:
                         raise
-            spans.remember(migration, start, end)
+            spans.remember(migration._running, start, end)
     return migration
 
 

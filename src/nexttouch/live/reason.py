@@ -33,6 +33,7 @@ class Reason(IntEnum):
     SWAPPED = 47
     NOT_MAPPED = 48
     TARGET_GONE = 49
+    UNREACHED = 50
 
     @property
     def sentence(self) -> str:
@@ -59,6 +60,7 @@ _SENTENCES = {
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
     Reason.SWAPPED: "in swap, thus on no node; comes back where its policy says, or on the node of its next toucher",
     Reason.NOT_MAPPED: "in memory, but not touched by this process, so it has no entry here; touch it, then move it",
+    Reason.UNREACHED: "the move ended before its turn came, as told above",
 }
 
 

@@ -10,17 +10,17 @@ from weakref import WeakKeyDictionary
 from ..errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from .migration import Migration
+    from .running import Running
 
 __all__ = ["beginning", "refuse_overlap", "remember"]
 
-_spans: WeakKeyDictionary[Migration, tuple[int, int]] = WeakKeyDictionary()
+_spans: WeakKeyDictionary[Running, tuple[int, int]] = WeakKeyDictionary()
 _begun: list[tuple[int, int]] = []
 
 
 def refuse_overlap(start: int, end: int) -> None:
     """Raise InvalidArgument, naming `x`, if a migration is moving a part of [start, end) or is about to."""
-    for first, last in [*_begun, *(span for migration, span in list(_spans.items()) if migration.armed)]:
+    for first, last in [*_begun, *(span for running, span in list(_spans.items()) if running.armed)]:
         if first < end and start < last:
             raise InvalidArgument("x", "overlaps memory that another migration is moving; wait for it or cancel it")
 
@@ -35,6 +35,6 @@ def beginning(start: int, end: int) -> Iterator[None]:
         _begun.remove((start, end))
 
 
-def remember(migration: Migration, start: int, end: int) -> None:
-    """Note what `migration` is moving, for as long as it does."""
-    _spans[migration] = (start, end)
+def remember(running: Running, start: int, end: int) -> None:
+    """Note what `running` is moving, for as long as it does."""
+    _spans[running] = (start, end)
