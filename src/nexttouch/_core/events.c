@@ -16,12 +16,6 @@
 /* Descriptors that are looked at in one go. */
 #define READY 64
 
-bool has_messages(const struct nt_pager *pager)
-{
-	struct pollfd file = {.fd = pager->ready_fd, .events = POLLIN};
-	return poll(&file, 1, 0) > 0;
-}
-
 /* Keep the handlers of inline service out until the gate opens again. */
 void shut_gate(struct nt_pager *pager)
 {
@@ -30,15 +24,15 @@ void shut_gate(struct nt_pager *pager)
 		sched_yield();
 }
 
-/* Append what is waiting to the messages, of which there is room for some; whether there was any. */
-static bool read_messages(struct nt_pager *pager, int uffd)
+static bool is_readable(int file)
 {
-	size_t room = MESSAGES - pager->messages_count;
-	ssize_t size = read(uffd, pager->messages + pager->messages_count, room * sizeof *pager->messages);
-	if (size <= 0)
-		return false;
-	pager->messages_count += (size_t)size / sizeof *pager->messages;
-	return true;
+	struct pollfd poll_file = {.fd = file, .events = POLLIN};
+	return poll(&poll_file, 1, 0) > 0;
+}
+
+bool has_messages(const struct nt_pager *pager)
+{
+	return is_readable(pager->ready_fd);
 }
 
 static void handle_event(struct nt_pager *pager, size_t descriptor, const struct uffd_msg *message)
@@ -51,19 +45,6 @@ static void handle_event(struct nt_pager *pager, size_t descriptor, const struct
 		change_unmapped(pager, descriptor, start, end);
 	else
 		change_discarded(pager, descriptor, start, end);
-}
-
-/* Handle and drop the events among the messages; the faults stay. */
-static void handle_events(struct nt_pager *pager, size_t descriptor)
-{
-	size_t kept = 0;
-	for (size_t number = 0; number < pager->messages_count; number++) {
-		if (pager->messages[number].event == UFFD_EVENT_PAGEFAULT)
-			pager->messages[kept++] = pager->messages[number];
-		else
-			handle_event(pager, descriptor, &pager->messages[number]);
-	}
-	pager->messages_count = kept;
 }
 
 /* Forget the faults behind the first `most`, but for the addresses between which they are. */
@@ -85,20 +66,23 @@ static void recall_faults(struct descriptor *own)
 }
 
 /*
- * Read everything that waits, and handle the events. The kernel hands out faults first: more threads that fault than there
- * is room for would keep the events from us, and so, as nothing can be installed before these are read, themselves waiting.
+ * Read everything that waits, one by one; handle the events, and keep the faults. The kernel hands out faults first: more
+ * threads that fault than there is room for would keep the events from us, and so, as nothing can be installed before these
+ * are read, themselves waiting.
  */
 static void read_events(struct nt_pager *pager, size_t descriptor)
 {
 	struct descriptor *own = &pager->descriptors[descriptor];
-	while (read_messages(pager, own->uffd)) {
-		if (pager->messages_count < MESSAGES)
-			continue;
-		handle_events(pager, descriptor);
-		if (pager->messages_count == MESSAGES)
+	while (is_readable(own->uffd)) {
+		note_mapped(pager, descriptor);
+		struct uffd_msg *message = &pager->messages[pager->messages_count];
+		if (read(own->uffd, message, sizeof *message) != sizeof *message)
+			break;
+		if (message->event != UFFD_EVENT_PAGEFAULT)
+			handle_event(pager, descriptor, message);
+		else if (++pager->messages_count == MESSAGES)
 			put_off_faults(pager, own, MESSAGES / 2);
 	}
-	handle_events(pager, descriptor);
 }
 
 static void serve_message(struct nt_pager *pager, size_t descriptor, const struct uffd_msg *message)
@@ -166,8 +150,8 @@ void settle(struct nt_pager *pager)
 		changing = false;
 		for (size_t descriptor = 0; descriptor < pager->descriptors_count; descriptor++) {
 			int uffd = pager->descriptors[descriptor].uffd;
-			while (read_messages(pager, uffd))
-				pager->messages_count = 0;
+			while (read(uffd, pager->messages, sizeof pager->messages) > 0)
+				;
 			changing |= is_changing(uffd);
 		}
 		sched_yield();

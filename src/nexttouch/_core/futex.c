@@ -8,10 +8,21 @@
 
 #include "internal.h"
 
+void futex_wake(_Atomic uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
 void futex_set(_Atomic uint32_t *word, uint32_t value)
 {
 	atomic_store(word, value);
-	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	futex_wake(word);
+}
+
+/* Wait until the word is no longer `seen`, or some time before that. */
+void futex_wait_change(_Atomic uint32_t *word, uint32_t seen)
+{
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
 /* Wait until the word is at least `value`, or until a time of the monotonic clock (NULL: for ever); whether it is. */

@@ -93,6 +93,7 @@ struct region {
 	uint32_t doubt;      /* not 0: the doubt'th unmapping was of it, and may have failed */
 	uint16_t descriptor;
 	bool pending;        /* has RETURNING pages to be put back */
+	bool mapped;         /* was, all of it, when the event that is being handled waited to be read */
 };
 
 /*
@@ -339,6 +340,7 @@ int give_back(struct nt_pager *pager, struct pages run, uint8_t reason);
 void record_service(struct nt_pager *pager, uint64_t took);
 
 /* regions.c */
+void note_mapped(struct nt_pager *pager, size_t descriptor);
 void change_unmapped(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end);
 void change_moved(struct nt_pager *pager, size_t descriptor, uint64_t from, uint64_t to, uint64_t size);
 void change_discarded(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end);
@@ -370,6 +372,8 @@ void process_settled(void);
 
 /* futex.c */
 void futex_set(_Atomic uint32_t *word, uint32_t value);
+void futex_wake(_Atomic uint32_t *word);
+void futex_wait_change(_Atomic uint32_t *word, uint32_t seen);
 bool futex_wait_at_least(_Atomic uint32_t *word, uint32_t value, const struct timespec *until);
 
 #endif

@@ -26,8 +26,8 @@ void mark_due(struct nt_pager *pager, struct pages run)
 	size_t last = (run.segment->first + run.first + run.count - 1) / DUE_BLOCK;
 	for (size_t block = first; block <= last && run.count; block++)
 		atomic_store_explicit(&pager->due_blocks[block], 1, memory_order_release);
-	if (!atomic_load(&pager->due_signal))
-		futex_set(&pager->due_signal, 1);
+	if (!atomic_exchange(&pager->due_signal, 1)) /* a full barrier: the mover that set it to 0 sees the states */
+		futex_wake(&pager->due_signal);
 }
 
 /* ---- what goes into a call ---- */
@@ -76,6 +76,16 @@ static size_t add_unit(struct nt_pager *pager, size_t count, size_t index, struc
 	return count + 1;
 }
 
+/* Whether the page at `index` is of a unit that is in the call: one that crosses the border of a block is met twice. */
+static bool is_gathered(const struct nt_pager *pager, size_t count, size_t index)
+{
+	uint64_t unit = segment_of_index(pager, index)->unit;
+	bool found = false;
+	for (size_t other = 0; unit > 1 && other < count; other++)
+		found |= index >= pager->indices[other] && index - pager->indices[other] < due_unit(pager, pager->indices[other]).count;
+	return found;
+}
+
 /* Put together up to MOVE_UNITS due units; how many. */
 static size_t gather(struct nt_pager *pager)
 {
@@ -87,7 +97,8 @@ static size_t gather(struct nt_pager *pager)
 		atomic_exchange(&pager->due_blocks[block], 0); /* before the states are looked at: what comes later marks it again */
 		size_t end = lesser((block + 1) * DUE_BLOCK, pager->pages);
 		for (size_t index = block * DUE_BLOCK; index < end;) {
-			if (!is_due(atomic_load_explicit(&pager->states[index], memory_order_acquire))) {
+			bool due = is_due(atomic_load_explicit(&pager->states[index], memory_order_acquire));
+			if (!due || is_gathered(pager, count, index)) {
 				index++;
 				continue;
 			}
@@ -191,16 +202,43 @@ static uint8_t reason_of(const struct nt_pager *pager, int status, uint64_t addr
 	}
 }
 
-/* What became of a unit by its status: a node, or a negated errno. */
-static void account(struct nt_pager *pager, size_t unit)
+static uint8_t moved_state(uint8_t due)
+{
+	return due == NT_DUE_FAULT ? NT_MOVED_FAULT : NT_MOVED_SWEEP;
+}
+
+/* What became of a huge page that was not moved as one, for `reason`: the kernel may have split it, and moved some of it. */
+static void account_split(struct nt_pager *pager, struct pages due, int target, uint8_t reason)
+{
+	void *addresses[MOVE_UNITS];
+	int nodes[MOVE_UNITS];
+	while (due.count) {
+		size_t count = lesser(due.count, MOVE_UNITS);
+		for (size_t page = 0; page < count; page++) {
+			addresses[page] = (void *)(uintptr_t)address_of(pager, due.segment, due.first + page);
+			nodes[page] = -1;
+		}
+		nt_move_pages(pager->options.pid, count, addresses, NULL, nodes);
+		for (size_t page = 0; page < count; page++) {
+			uint8_t state = state_of(pager, due.segment, due.first + page);
+			conclude_due(pager, part(due, page, 1), nodes[page] == target ? moved_state(state) : reason);
+		}
+		due = part(due, count, due.count - count);
+	}
+}
+
+/* What became of a unit by its status: a node, or a negated errno. `asked`: not that of the call, so of its first page only. */
+static void account(struct nt_pager *pager, size_t unit, bool asked)
 {
 	struct pages due = due_unit(pager, pager->indices[unit]);
-	uint8_t state = state_of(pager, due.segment, due.first);
-	int status = pager->statuses[unit];
-	if (status == pager->targets[unit])
-		conclude_due(pager, due, state == NT_DUE_FAULT ? NT_MOVED_FAULT : NT_MOVED_SWEEP);
+	int status = pager->statuses[unit], target = pager->targets[unit];
+	uint8_t reason = status >= 0 ? NT_BUSY : reason_of(pager, status, address_of(pager, due.segment, due.first));
+	if (due.count > 1 && (asked || status != target))
+		account_split(pager, due, target, reason);
+	else if (status == target)
+		conclude_due(pager, due, moved_state(state_of(pager, due.segment, due.first)));
 	else
-		conclude_due(pager, due, status >= 0 ? NT_BUSY : reason_of(pager, status, address_of(pager, due.segment, due.first)));
+		conclude_due(pager, due, reason);
 }
 
 /* A node had no room for a unit of this size: no other one is tried. Without room for small pages on any there is none at all. */
@@ -237,8 +275,13 @@ static void renew(struct nt_pager *pager, size_t first, size_t count)
 		return;
 	for (size_t unit = first, after; unit < first + count; unit = after) {
 		uint64_t start = (uint64_t)(uintptr_t)pager->addresses[unit], end = start;
-		for (after = unit; after < first + count && (uint64_t)(uintptr_t)pager->addresses[after] == end; after++)
-			end += due_unit(pager, pager->indices[after]).count * pager->page_size;
+		const struct segment *segment = segment_of_index(pager, pager->indices[unit]); /* which lies in one mapping */
+		for (after = unit; after < first + count && (uint64_t)(uintptr_t)pager->addresses[after] == end; after++) {
+			struct pages next = due_unit(pager, pager->indices[after]);
+			if (next.segment != segment)
+				break;
+			end += next.count * pager->page_size;
+		}
 		uint64_t began = now_ns();
 		if (nt_policy_at(start) == NT_MPOL_DEFAULT)
 			nt_migrate_by_policy(start, end - start);
@@ -259,7 +302,7 @@ static size_t renew_at_home(struct nt_pager *pager, size_t first, size_t count)
 			swap_units(pager, unit, first + home++);
 	renew(pager, first, home);
 	for (size_t unit = first; unit < first + home; unit++)
-		account(pager, unit);
+		account(pager, unit, false);
 	for (size_t unit = 0; unit < count - home && home; unit++)
 		swap_units(pager, first + unit, first + home + unit);
 	return count - home;
@@ -286,7 +329,7 @@ static void move_units(struct nt_pager *pager, size_t first, size_t count)
 				unit++;
 				continue;
 			}
-			account(pager, unit);
+			account(pager, unit, !written);
 			swap_units(pager, unit, first + --count);
 		}
 		if (number == ENOMEM && count) {
@@ -303,7 +346,7 @@ static void move_units(struct nt_pager *pager, size_t first, size_t count)
 		idle = count < before ? 0 : idle + 1;
 	}
 	for (size_t unit = first; unit < first + count; unit++)
-		account(pager, unit);
+		account(pager, unit, true);
 }
 
 /* Move some of what is due, in one call a node; whether there may be more. */

@@ -12,8 +12,6 @@
  * handlers, installed in turn: the latest passes on to the action it replaced, the other one to the very first.
  */
 #include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -281,7 +279,7 @@ static bool serve_fault(uint64_t address)
 	int number = serve_inline(address);
 	atomic_fetch_sub(&handlers_inside, 1);
 	if (number == EBUSY)
-		syscall(SYS_futex, &settlings, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+		futex_wait_change(&settlings, seen);
 	atomic_fetch_sub(&handlers_waiting, 1);
 	return number == 0 || number == EEXIST || number == EAGAIN || number == EBUSY;
 }
@@ -290,7 +288,7 @@ void process_settled(void)
 {
 	atomic_fetch_add(&settlings, 1);
 	if (atomic_load(&handlers_waiting))
-		syscall(SYS_futex, &settlings, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+		futex_wake(&settlings);
 }
 
 /*

@@ -164,17 +164,33 @@ void change_moved(struct nt_pager *pager, size_t descriptor, uint64_t from, uint
 	}
 }
 
+/*
+ * An event waits to be read: look at what is mapped before it is, and its thread goes on. Afterwards a mapping can have grown
+ * to where the thread had unmapped a part of it, which no event tells of.
+ */
+void note_mapped(struct nt_pager *pager, size_t descriptor)
+{
+	for (size_t number = 0; number < pager->regions_count; number++) {
+		struct region *region = &pager->regions[number];
+		if (region->descriptor == descriptor)
+			region->mapped = !msync((void *)(uintptr_t)region->place, region->size, MS_ASYNC);
+	}
+}
+
+/* What was not mapped any more when the event waited is gone. Else it failed, or another mapping has taken the place. */
 void change_unmapped(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end)
 {
 	cut_at(pager, descriptor, start);
 	cut_at(pager, descriptor, end);
 	pager->unmappings++;
-	for (size_t number = 0; number < pager->regions_count; number++) {
+	for (size_t number = pager->regions_count; number-- > 0;) {
 		struct region *region = &pager->regions[number];
 		if (!lies_in(region, descriptor, start, end) || region->uprooted)
 			continue;
 		region->doubt = pager->unmappings;
 		displace(pager, region, NT_UNMAPPED);
+		if (!region->mapped)
+			bury(pager, number);
 	}
 }
 

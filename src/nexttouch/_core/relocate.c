@@ -57,8 +57,10 @@ static int probe(const struct nt_pager *pager, int uffd, uint64_t address)
 	number = refusal(uffd);
 	if (number == EAGAIN)
 		return EAGAIN;
-	if (number == ENOENT || !watch(pager, uffd, address, pager->page_size))
+	if (number == ENOENT)
 		return ENOENT;
+	if (!watch(pager, uffd, address, pager->page_size))
+		return refusal(uffd) == EAGAIN ? EAGAIN : ENOENT;
 	return number == EEXIST ? EEXIST : 0;
 }
 
