@@ -136,14 +136,19 @@ static bool next_mapping(struct lines *lines, struct mapping *mapping)
 /*
  * Let go of [start, start + size) if it is a descriptor's: of another one's it is refused to register it. Older kernels
  * unregister what is registered with another one (until 6.17). Whether it was. What children are still kept from stays
- * watched, so that the next look finds it.
+ * watched, so that the next look finds it. Another mapping of ours can take the place before it is let go; its thread waits
+ * for us, so it is there still when children get it, too.
  */
 static bool let_go(const struct nt_pager *pager, int uffd, uint64_t start, uint64_t size)
 {
 	if (!watch(pager, uffd, start, size))
 		return false;
-	if (!pager->dont_fork || !madvise((void *)(uintptr_t)start, size, MADV_DOFORK))
-		unwatch(pager, uffd, start, size);
+	void *address = (void *)(uintptr_t)start;
+	if (pager->dont_fork && madvise(address, size, MADV_DOFORK))
+		return true;
+	unwatch(pager, uffd, start, size);
+	if (pager->dont_fork)
+		madvise(address, size, MADV_DOFORK);
 	return true;
 }
 
