@@ -76,7 +76,9 @@ static void serve_armed(struct nt_pager *pager, const struct segment *segment, u
 			node = pager->origins[segment->first + page];
 		return_run(pager, run, node, NT_DUE_FAULT);
 	}
-	wake_range(uffd_of(pager, segment), address, pager->page_size);
+	/* Putting back wakes, but not where it failed; and with inline service no thread waits. */
+	if (pager->options.service == NT_THREAD)
+		wake_range(uffd_of(pager, segment), address, pager->page_size);
 }
 
 /*

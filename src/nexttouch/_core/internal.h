@@ -36,7 +36,7 @@
  *                                    restore_regions
  *      PLANNED, ARMED -> a reason    regions.c                  given up by the program (discard)
  *
- * `stress.c` and `operations.c` in tests/core assert these on real memory, `nexttouch check engine` on every interleaving.
+ * `stress.c` and `operations.c` in tests/core assert these on real memory, `nexttouch check relocate` on every interleaving.
  */
 #ifndef NT_INTERNAL_H
 #define NT_INTERNAL_H

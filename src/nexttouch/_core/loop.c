@@ -194,7 +194,7 @@ void *run_pager(void *argument)
 	end_mover(pager);
 	note_swept(pager);
 	close_files(pager);
-	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: whoever asks after it is to hear that */
+	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: a thread that asks after it is to hear that */
 	process_leave(pager);
 	return NULL;
 }

@@ -1,7 +1,7 @@
 /*
  * The pager: turns planned pages into traps, serves their faults, sweeps the rest, and gives everything back.
  *
- * A page has exactly one state byte. Whoever changes it from ARMED to RETURNING owns the page until it writes another
+ * A page has exactly one state byte. The thread that changes it from ARMED to RETURNING owns the page until it writes another
  * state: the byte is the page lock. Every other thread that touches the page waits in the kernel's fault queue and redoes
  * the access.
  *

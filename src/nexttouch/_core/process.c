@@ -6,8 +6,8 @@
  * traps alive after their pager's end.
  *
  * SIGBUS (NT_INLINE): the faulting thread serves itself. The handler reads the list without a lock; a pager that leaves
- * waits until no handler is inside. What is not for a pager is the business of whoever had the signal before. Others
- * may take it over at any time, so each pager that joins looks whether it is ours. Whoever took it over may hand back
+ * waits until no handler is inside. What is not for a pager goes to the handler that was there before. The program
+ * may take it over at any time, so each pager that joins looks whether it is ours. Code that took it over may hand back
  * what it found, as faulthandler does: that has to lead to the action before, and never in a circle. So there are two
  * handlers, installed in turn: the latest passes on to the action it replaced, the other one to the very first.
  */
@@ -292,7 +292,7 @@ void process_settled(void)
 }
 
 /*
- * Do what the kernel would have done by `action`. An access is redone when we return, a signal that somebody sent is not
+ * Do what the kernel would have done by `action`. An access is redone when we return, a signal that was sent is not
  * sent again.
  */
 static void pass_on(const struct sigaction *action, int signal, siginfo_t *information, ucontext_t *context)

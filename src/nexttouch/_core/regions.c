@@ -17,7 +17,7 @@
  * told to have come to a place before another one is told to have left it. What another region comes to is *uprooted*: the next change that moves away what was there is about the
  * one that was uprooted first; if there is none by the time that nothing is changing any more, it was unmapped. That is
  * right unless an event is on its way for as long as another thread moves the same memory twice without touching what is
- * parked in it: `nexttouch check engine` has the shortest ways in which it is not, and no rule on addresses is right in all.
+ * parked in it: `nexttouch check relocate-one` has the shortest ways in which it is not, and no rule on addresses is right in all.
  *
  * Nothing here uses the allocator: the thread that waits for us may hold its lock.
  */
