@@ -360,3 +360,19 @@ def test_a_process_that_may_not_look_at_itself_is_not_another_users(own: Callabl
 def test_who_has_the_privilege_is_not_told_to_get_it() -> None:
     assert procfs.privilege() == "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
     assert in_child(procfs.privilege) == "run as root or with CAP_SYS_PTRACE"
+
+
+def test_what_lies_where_a_mapping_was_met_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of mappings piece by piece: one that moved, or grew, meanwhile can be met twice."""
+    monkeypatch.setattr(procfs, "_check_complete", lambda pid: None)
+    bounds = [(0x1000, 0x3000), (0x5000, 0x6000), (0x4000, 0x5000), (0x5000, 0x7000), (0x8000, 0x9000)]
+    maps = [f"{start:x}-{end:x} rw-p 00000000 00:00 0 " for start, end in bounds]
+    lines = {
+        "maps": maps,
+        "smaps": [line for head in maps for line in (head, "Rss: 4 kB", "KernelPageSize: 4 kB", "VmFlags: rd")],
+    }
+    monkeypatch.setattr(procfs, "_lines", lambda pid, name: iter(lines[name]))
+    wanted = [(0x1000, 0x3000), (0x5000, 0x6000), (0x8000, 0x9000)]
+    assert [(mapping.start, mapping.end) for mapping in procfs.mappings()] == wanted
+    assert [(smap.mapping.start, smap.mapping.end) for smap in procfs.smaps()] == wanted
+    assert [(mapping.start, mapping.end) for mapping in procfs.mappings(0, 0x2000, 0x5800)] == wanted[:2]

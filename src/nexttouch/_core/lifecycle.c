@@ -24,6 +24,10 @@ static bool copy_runs(struct nt_pager *pager, const struct nt_run *runs, size_t 
 							   .unit = runs[number].unit,
 							   .first = pager->pages};
 		pager->pages += runs[number].pages;
+		if (number && runs[number].start < runs[number - 1].start + runs[number - 1].pages * pager->page_size) {
+			errno = EAGAIN; /* a page may have one state only: mappings changed while they were planned */
+			return false;
+		}
 	}
 	atomic_store(&pager->unfinished, pager->pages);
 	atomic_store(&pager->unreturned, pager->pages);

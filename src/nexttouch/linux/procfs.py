@@ -142,33 +142,36 @@ class Status:
 
 
 def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
-    """Return the mappings of process `pid` that overlap [start, end), by ascending address.
+    """Return the mappings of process `pid` that overlap [start, end), by ascending address, none overlapping another.
+
+    The kernel tells of them piece by piece, while they change: what lies where another one was met already is left out.
 
     Raises:
         NoSuchProcess: also for a zombie, which has no memory any more.
         NotPermitted: see the head of the module; also for a kernel thread, which has no memory of its own.
     """
-    kinds, found = _file_kinds(pid), []
+    kinds, found, last = _file_kinds(pid), list[Mapping](), 0
     for line in _lines(pid, "maps"):
         low, high = _bounds(line)
         if low >= end:
             break
-        if start < high:
+        if start < high and low >= last:
             found.append(_mapping(line, kinds))
+            last = high
     else:
         _check_complete(pid)
     return found
 
 
 def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
-    """Return the mappings of process `pid` that overlap [start, end) with their sizes.
+    """Return the mappings of process `pid` that overlap [start, end) with their sizes, as `mappings` does.
 
     The kernel walks the page tables of all that lies below `end` for it: 30 ns a page.
 
     Raises:
         NoSuchProcess, NotPermitted: as `mappings`.
     """
-    kinds, found = _file_kinds(pid), []
+    kinds, found, last = _file_kinds(pid), list[Smap](), 0
     lines = _lines(pid, "smaps")
     for head in lines:
         low, high = _bounds(head)
@@ -181,8 +184,9 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
                 fields[key] = value
                 if key == _LAST_OF_SMAPS:
                     break
-        if start < high and _LAST_OF_SMAPS in fields:
+        if start < high and low >= last and _LAST_OF_SMAPS in fields:
             found.append(_smap(_mapping(head, kinds), fields))
+            last = high
     else:
         _check_complete(pid)
     return found

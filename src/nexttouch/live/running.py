@@ -244,7 +244,7 @@ class Running:
 
     def _look_again(self) -> None:
         try:
-            with suppress(NexttouchError):  # the process has ended
+            with suppress(NexttouchError, OSError):  # as in `_settle`
                 runs = [part.runs for part in self.plan.parts]
                 exits.look_again(self._process, np.concatenate([np.empty((0, 3), np.uint64), *runs]))
         finally:
@@ -258,7 +258,7 @@ class Running:
         """Move what no trap could be set for, and find out what kept busy pages."""
         if self.plan.pid:
             self._looked.wait()
-            with suppress(NexttouchError):  # the process has ended
+            with suppress(NexttouchError, OSError):  # the process has ended, or becomes another program at this moment
                 exits.heal(self._process)
         self._eager = result = self._moved_eagerly()
         with suppress(NoSuchProcess):
@@ -273,7 +273,10 @@ class Running:
     def _moved_eagerly(self) -> eager.MoveResult:
         pages = Pages.joined(self.plan.eager)
         if len(pages) and self.plan.targets and not self._cancelled:
-            return eager.move_pages(self._process, pages, self.plan.targets)
+            try:
+                return eager.move_pages(self._process, pages, self.plan.targets)
+            except NexttouchError as error:  # before the first page
+                return eager.MoveResult(pages.count, left=Counter({Reason.UNREACHED: pages.count}), ended=error)
         result = eager.MoveResult()
         if len(pages):
             result.left[Reason.CANCELLED if self._cancelled else Reason.UNTRAPPED] = pages.count
