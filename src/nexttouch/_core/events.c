@@ -66,21 +66,27 @@ static void recall_faults(struct descriptor *own)
 }
 
 /*
- * Read everything that waits, one by one; handle the events, and keep the faults. The kernel hands out faults first: more
+ * Read everything that waits, one by one where there can be events; handle these, and keep the faults. The kernel hands out faults first: more
  * threads that fault than there is room for would keep the events from us, and so, as nothing can be installed before these
  * are read, themselves waiting.
  */
 static void read_events(struct nt_pager *pager, size_t descriptor)
 {
 	struct descriptor *own = &pager->descriptors[descriptor];
+	bool told = pager->options.mechanism == NT_RELOCATE; /* of changes; else there are only faults */
 	while (is_readable(own->uffd)) {
-		note_mapped(pager, descriptor);
+		if (told)
+			note_mapped(pager, descriptor);
 		struct uffd_msg *message = &pager->messages[pager->messages_count];
-		if (read(own->uffd, message, sizeof *message) != sizeof *message)
+		size_t room = told ? 1 : MESSAGES - pager->messages_count;
+		ssize_t size = read(own->uffd, message, room * sizeof *message);
+		if (size < (ssize_t)sizeof *message)
 			break;
-		if (message->event != UFFD_EVENT_PAGEFAULT)
+		if (message->event == UFFD_EVENT_PAGEFAULT)
+			pager->messages_count += (size_t)size / sizeof *message;
+		else
 			handle_event(pager, descriptor, message);
-		else if (++pager->messages_count == MESSAGES)
+		if (pager->messages_count == MESSAGES)
 			put_off_faults(pager, own, MESSAGES / 2);
 	}
 }

@@ -190,7 +190,9 @@ void *run_pager(void *argument)
 	shut_gate(pager);
 	stop_watching(pager);
 	close_descriptors(pager); /* before a fork goes on, whose child closes what it finds of ours */
+	process_let_go();
 	atomic_store(&pager->let_go, true);
+	process_settled(); /* handlers that waited for us pass us over: the mover may take its time */
 	end_mover(pager);
 	note_swept(pager);
 	close_files(pager);

@@ -260,7 +260,7 @@ static int serve_inline(uint64_t address)
 	for (int strayed = 0; strayed < 2; strayed++) /* first all pagers that may have the page, as none may if events wait */
 		for (size_t slot = 0; slot < MOST_PAGERS && number == ENOENT; slot++) {
 			struct nt_pager *pager = atomic_load(&pagers[slot]);
-			if (pager && pager->options.service == NT_INLINE)
+			if (pager && pager->options.service == NT_INLINE && !atomic_load(&pager->let_go))
 				number = serve_for(pager, address, strayed);
 		}
 	return number;
