@@ -326,7 +326,7 @@ uint64_t pace_next(const struct pace *pace);
 
 /* relocate.c */
 void own_pages(const struct nt_pager *pager);
-bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address, bool unknown);
+bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address);
 
 /* moving.c */
 void mark_due(struct nt_pager *pager, struct pages run);

@@ -1,7 +1,6 @@
-/* What a pager's thread does: it arms, serves, moves, sweeps, and ends. What happens to a page is the mechanisms' business. */
+/* What a pager's thread does: it arms, serves, sweeps, and ends. What happens to a page is the mechanisms' business. */
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/prctl.h>
 
 #include "internal.h"
@@ -107,7 +106,8 @@ void set_phase(struct nt_pager *pager, enum nt_phase phase)
 
 /*
  * Wait for a message, a request, the end of the process, or `until`, and handle the messages. While something could not be
- * put back, as it is changing, that is tried again every RETRY_NS: what it waits for is that threads run. False when the process has ended.
+ * put back, as it is changing, that is tried again every RETRY_NS: what it waits for is that threads run. False when the
+ * process has ended.
  */
 static bool wait_for_work(struct nt_pager *pager, uint64_t until)
 {

@@ -12,7 +12,6 @@
  * handlers, installed in turn: the latest passes on to the action it replaced, the other one to the very first.
  */
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -236,8 +235,7 @@ static int resolve_stray(struct nt_pager *pager, uint64_t page)
 
 /*
  * What comes of the fault at `address`, if it is for `pager` to serve: 0, EEXIST or EAGAIN make the thread redo its access,
- * EBUSY when the pager has worked off what it has to before.
- * `strayed`: no pager has such a page, so it is memory that has nothing of ours in it, or not any more.
+ * EBUSY when the pager has worked off what it has to before. `strayed`: no pager has such a page, so it is memory that has nothing of ours in it, or not any more.
  */
 static int serve_for(struct nt_pager *pager, uint64_t address, bool strayed)
 {

@@ -14,10 +14,11 @@
  * Events of several threads are read in the order in which they queue them, which need not be that of the changes. Where a
  * mapping has a descriptor of its own that does not matter: a thread knows where it is only from a call that has returned,
  * and so has been told of. Where mappings share one, as there are too many, or the program has cut one, a mapping can be
- * told to have come to a place before another one is told to have left it. What another region comes to is *uprooted*: the next change that moves away what was there is about the
- * one that was uprooted first; if there is none by the time that nothing is changing any more, it was unmapped. That is
- * right unless an event is on its way for as long as another thread moves the same memory twice without touching what is
- * parked in it: `nexttouch check relocate-one` has the shortest ways in which it is not, and no rule on addresses is right in all.
+ * told to have come to a place before another one is told to have left it. What another region comes to is *uprooted*: the
+ * next change that moves away what was there is about the one that was uprooted first; if there is none by the time that
+ * nothing is changing any more, it was unmapped. That is right unless an event is on its way for as long as another thread
+ * moves the same memory twice without touching what is parked in it: `nexttouch check relocate-one` has the shortest ways
+ * in which it is not, and no rule on addresses is right in all.
  *
  * Nothing here uses the allocator: the thread that waits for us may hold its lock.
  */
@@ -248,7 +249,7 @@ bool restore_regions(struct nt_pager *pager, size_t descriptor)
 			continue;
 		if (region->uprooted) /* everything has been told of */
 			bury(pager, number);
-		else if (region->doubt && !is_registered(pager, own->uffd, region->place, true))
+		else if (region->doubt && !is_registered(pager, own->uffd, region->place))
 			drop_region(pager, number);
 		else
 			region->doubt = 0;

@@ -24,8 +24,8 @@ static enum content content_at(const struct nt_pager *pager, uint64_t address)
 }
 
 /*
- * Why the kernel refused; EAGAIN if it need not the next time. It looks for the mapping before it looks (again) whether an unmapping waits for us, so that an
- * ENOENT or EINVAL can be an EAGAIN. That the mapping is gone without one can only be once we have read of it.
+ * Why the kernel refused; EAGAIN if it need not the next time. It looks for the mapping before it looks (again) whether an
+ * unmapping waits for us, so that an ENOENT or EINVAL can be an EAGAIN. That the mapping is gone without one can only be once we have read of it.
  */
 static int refusal(int uffd)
 {
@@ -64,11 +64,10 @@ static int probe(const struct nt_pager *pager, int uffd, uint64_t address)
 	return number == EEXIST ? EEXIST : 0;
 }
 
-/* Whether memory at `address` is registered with this descriptor; `unknown` while something is changing. */
-bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address, bool unknown)
+/* Whether memory at `address` is registered with this descriptor, or may be, as something is changing. */
+bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address)
 {
-	int number = probe(pager, uffd, address);
-	return number == EAGAIN ? unknown : number != ENOENT;
+	return probe(pager, uffd, address) != ENOENT;
 }
 
 /*
@@ -88,7 +87,7 @@ static int look_again(const struct nt_pager *pager, int uffd, uint64_t to, uint6
 		return parking && number == EEXIST ? 0 : number; /* nothing else comes to be in the shadow */
 	if (number == EEXIST)
 		return destination == CONTENT_PAGE ? EEXIST : ERESTART;
-	return parking || is_registered(pager, uffd, to, true) ? ERESTART : ENOENT;
+	return parking || is_registered(pager, uffd, to) ? ERESTART : ENOENT;
 }
 
 /* Move page table entries from `from` to `to`, which is watched. Bytes moved; *number is the errno that stopped it, 0 if nothing did. */
