@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import nexttouch as nt
 from nexttouch.errors import NexttouchError
-from nexttouch.live.plan import Mechanism
 
 from .figures import Figure, Series, ratios
 from .native import PopulatedMemory, compiled, copy
@@ -96,7 +95,7 @@ def sweep(repetitions: int) -> list[Figure]:
 
 def arm(repetitions: int) -> list[Figure]:
     """What it takes to make a page a trap, against mprotect(2) over the same memory."""
-    mechanisms: tuple[Mechanism, ...] = ("relocate", "write_protect")
+    mechanisms = ("relocate", "write_protect")
     armed: dict[str, list[float]] = {mechanism: [] for mechanism in mechanisms}
     called: dict[str, list[float]] = {mechanism: [] for mechanism in mechanisms}
     protected = []
@@ -214,7 +213,7 @@ def _check_moved(migration: nt.Migration, pages: int, moved: int) -> None:
 
 
 # Seconds spent arming, and from the call until all is armed.
-def _armed(memory: PopulatedMemory, mechanism: Mechanism) -> tuple[float, float]:
+def _armed(memory: PopulatedMemory, mechanism: str) -> tuple[float, float]:
     began = time.perf_counter()
     with nt.lazy(memory.buffer, _node(), rate=0, mechanism=mechanism, always=True) as migration:
         migration.wait_armed()

@@ -2,6 +2,21 @@
 
 from typing import Any, Final
 
+MECHANISMS: Final[dict[str, int]]
+"""Numbers of the mechanisms: relocate, write_protect, rwp."""
+SERVICES: Final[dict[str, int]]
+"""Who serves a fault: the pager's thread, or inline the thread that faults."""
+STATES: Final[dict[str, int]]
+"""States of a page that has no final state yet, and of one that was moved; what is not here is a reason."""
+REASONS: Final[dict[str, int]]
+"""Why a page stays, as far as a pager finds that out."""
+PHASES: Final[dict[str, int]]
+"""What a pager does: created, arming, serving, done."""
+TOUCHER: Final[int]
+"""Where a page goes that moves to the node of the thread that touches it."""
+ANYWHERE: Final[int]
+"""Where a page is that has to move whatever node it is on."""
+
 def receive(socket: int, /) -> tuple[bytes, int]:
     """Receive a message of up to 4096 bytes and its descriptor (-1: none), without waiting; OSError(errno).
 
@@ -16,7 +31,7 @@ class Pager:
     """A pager; see pager.h. As a buffer it is its state bytes, one a page in the order of the runs."""
 
     phase: Final[int]
-    """0 made, 1 arming, 2 serving, 3 done."""
+    """One of PHASES."""
     shadow: Final[tuple[int, int]]
     """Address and bytes of the range of parked pages; (..., 0) when it is gone."""
 
@@ -26,15 +41,15 @@ class Pager:
         runs: object,
         ranges: object,
         origins: object,
+        wanted: object,
         nodes: object,
         cpu_nodes: object,
-        relocate: bool,
-        inline: bool,
+        mechanism: int,
+        service: int,
         pid: int,
         uffd: int,
         alive_fd: int,
         user_mode: bool,
-        toucher: bool,
         window: int,
         rate: float,
         deadline: float,

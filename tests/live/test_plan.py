@@ -19,7 +19,8 @@ from test_pages import by_hand
 from nexttouch import NoSuchProcess, Reason
 from nexttouch.linux import mempolicy, pagemap, procfs
 from nexttouch.linux.mempolicy import Mode
-from nexttouch.live.plan import Mechanism, Part, Plan, make_plan
+from nexttouch.live.mechanisms import named
+from nexttouch.live.plan import Part, Plan, make_plan
 
 RESERVE = 512
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
@@ -199,9 +200,9 @@ def holders(part: Part) -> list[list[int]]:
 # ---- kinds of memory ----
 
 
-def mechanisms(memory: Memory, asked: Mechanism | None = None) -> dict[str, int]:
+def mechanisms(memory: Memory, asked: str | None = None) -> dict[str, int]:
     """Pages by what is to become of them."""
-    plan = make_plan(0, [(memory.address, memory.at(memory.pages))], (), mechanism=asked)
+    plan = make_plan(0, [(memory.address, memory.at(memory.pages))], (), mechanism=named(asked) if asked else None)
     found: dict[str, int] = {part.mechanism: int(part.runs[:, 1].sum()) for part in plan.parts}
     if plan.eager:
         found["eager"] = sum(pages.count for pages in plan.eager)

@@ -6,13 +6,11 @@
  * every event that was read is handled before any fault, and pages whose mapping moved are put back before as well.
  */
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
 
 #include "internal.h"
 
-#define GRACE_NS 20000000u
 /* Descriptors that are looked at in one go. */
 #define READY 64
 
@@ -22,17 +20,6 @@ void shut_gate(struct nt_pager *pager)
 	atomic_store(&pager->gate_shut, true);
 	while (atomic_load(&pager->inside))
 		sched_yield();
-}
-
-static bool is_readable(int file)
-{
-	struct pollfd poll_file = {.fd = file, .events = POLLIN};
-	return poll(&poll_file, 1, 0) > 0;
-}
-
-bool has_messages(const struct nt_pager *pager)
-{
-	return is_readable(pager->ready_fd);
 }
 
 static void handle_event(struct nt_pager *pager, size_t descriptor, const struct uffd_msg *message)
@@ -73,7 +60,7 @@ static void recall_faults(struct descriptor *own)
 static void read_events(struct nt_pager *pager, size_t descriptor)
 {
 	struct descriptor *own = &pager->descriptors[descriptor];
-	bool told = pager->options.mechanism == NT_RELOCATE; /* of changes; else there are only faults */
+	bool told = pager->mechanism->out_of_place; /* of changes; else there are only faults */
 	while (is_readable(own->uffd)) {
 		if (told)
 			note_mapped(pager, descriptor);
@@ -141,25 +128,4 @@ bool handle_messages(struct nt_pager *pager)
 	if (settled)
 		process_settled();
 	return settled;
-}
-
-/*
- * Let events go until no thread waits for us and none that we let go is about to discard. Nothing is armed any more. A
- * discard that happened after our end would be unknown to the next pager of that memory, which would bring the discarded
- * contents back. The kernel does not tell when a discard is done; GRACE_NS is longer than a thread takes from its wake-up to
- * the mmap lock.
- */
-void settle(struct nt_pager *pager)
-{
-	bool changing = true;
-	while (changing || now_ns() - pager->discarded_ns < GRACE_NS) {
-		changing = false;
-		for (size_t descriptor = 0; descriptor < pager->descriptors_count; descriptor++) {
-			int uffd = pager->descriptors[descriptor].uffd;
-			while (read(uffd, pager->messages, sizeof pager->messages) > 0)
-				;
-			changing |= is_changing(uffd);
-		}
-		sched_yield();
-	}
 }

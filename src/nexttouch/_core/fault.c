@@ -15,17 +15,27 @@ int give_back(struct nt_pager *pager, struct pages run, uint8_t reason)
 	return result;
 }
 
-/* Put a claimed run back; it is due to be moved to `node` (negative: to the target set), but for what is there already. */
+/* What becomes of a page that is put back: it is due, or stays for a reason. `node`: of the thread that touched it, or negative. */
+static uint8_t fate_of(struct nt_pager *pager, size_t index, int node, uint8_t due)
+{
+	if (pager->wanted[index] == NT_TOUCHER && node >= 0)
+		pager->wanted[index] = (int16_t)node;
+	if (pager->wanted[index] == NT_TOUCHER)
+		return due == NT_DUE_SWEEP ? NT_UNTOUCHED : NT_OUTSIDE;
+	return pager->origins[index] == pager->wanted[index] ? NT_AT_HOME : due;
+}
+
+/* Put a claimed run back, for a touch by a thread on `node`, or (negative) for another reason; what is to be moved is due. */
 int return_run(struct nt_pager *pager, struct pages run, int node, uint8_t due)
 {
 	int result = 0;
 	while (run.count && !result) {
 		size_t index = run.segment->first + run.first;
-		bool home = node >= 0 && pager->origins[index] == node;
-		uint64_t same = 0;
-		while (same < run.count && home == (node >= 0 && pager->origins[index + same] == node))
-			pager->wanted[index + same++] = (int16_t)node;
-		result = give_back(pager, part(run, 0, same), home ? NT_AT_HOME : due);
+		uint8_t fate = fate_of(pager, index, node, due);
+		uint64_t same = 1;
+		while (same < run.count && fate_of(pager, index + same, node, due) == fate)
+			same++;
+		result = give_back(pager, part(run, 0, same), fate);
 		run = part(run, same, run.count - same);
 	}
 	rearm(pager, run);
@@ -71,10 +81,7 @@ static void serve_armed(struct nt_pager *pager, const struct segment *segment, u
 		toucher->low = address_of(pager, segment, run.first);
 		toucher->high = toucher->low + run.count * pager->page_size;
 		count(&pager->counts.windows, 1);
-		int node = pager->options.toucher ? toucher->node : -1;
-		if (pager->options.toucher && node < 0) /* a thread that is gone: leave its page where it is */
-			node = pager->origins[segment->first + page];
-		return_run(pager, run, node, NT_DUE_FAULT);
+		return_run(pager, run, toucher->node, NT_DUE_FAULT);
 	}
 	/* Putting back wakes, but not where it failed; and with inline service no thread waits. */
 	if (pager->options.service == NT_THREAD)

@@ -11,7 +11,7 @@
  *      the kernel allows its entry to be moved: who holds the frame by a reference (a read in flight, a pipe) goes on
  *      holding the page's own frame. (The exception, a mapping that has become read-only: `put_back_copy`.)
  *  I2  PLANNED, DUE_* and every final state but STRANDED: it is in the program's memory, or the program has given it up.
- *  I3  ARMING, ARMED, RETURNING: relocate has it in the shadow, write_protect in its place with stores forbidden.
+ *  I3  ARMING, ARMED, RETURNING: relocate has it in the shadow; the others in its place, with stores or every touch forbidden.
  *  I4  Who changes ARMED to RETURNING (`claim`, a compare-and-exchange) owns the page until it writes another state.
  *      PLANNED and ARMING are the pager's thread's alone, DUE_* are the mover's.
  *  I5  A page leaves the shadow only by UFFDIO_MOVE to an address where its mapping is: where its region says it is
@@ -41,6 +41,7 @@
 #ifndef NT_INTERNAL_H
 #define NT_INTERNAL_H
 
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
@@ -49,25 +50,6 @@
 
 #include "kernel.h"
 #include "pager.h"
-
-/* Why a page stays; the numbers of nexttouch.live.reason.Reason. */
-enum nt_reason {
-	NT_ABSENT = NT_REASON, /* nothing there */
-	NT_AT_HOME,            /* is on the node it belongs on */
-	NT_SHARED,             /* mapped by several processes */
-	NT_BUSY,               /* pinned or held, or the kernel could not isolate it */
-	NT_TARGET_FULL,
-	NT_FORKED,             /* the process forked before the page was touched */
-	NT_CANCELLED,
-	NT_UNTOUCHED,          /* no thread touched it before the deadline */
-	NT_UNMAPPED,
-	NT_DISCARDED,          /* MADV_DONTNEED: the program wants zeros there */
-	NT_REMAPPED,           /* its mapping changed: mremap, or an unmapping that failed */
-	NT_UNSUITABLE,         /* the mapping forbids it */
-	NT_STRANDED,           /* could not be put back: its contents are kept in the shadow */
-	NT_SWAPPED = 47,
-	NT_TARGET_GONE = 49,   /* the target node may not be used any more */
-};
 
 struct segment {
 	uint64_t start;
@@ -140,21 +122,43 @@ struct pace {
 struct nt_pager;
 
 /*
- * What a mechanism does to a run.
+ * A mechanism: how pages become traps, and stop being ones. docs/adding-a-mechanism.md says how to make one.
  *
  * `arm` owns ARMING pages, `give_back` RETURNING ones; each leaves every page in another state. They return 0, or EAGAIN
  * when an event has to be read first; the pages they could not finish are then PLANNED, or RETURNING, again. `give_back`
  * puts the run where `to` is, lets its waiters go, and gives it state `state`: a reason, or that its move is due.
  * `resolve_stray` resolves a fault on a page that is not a trap (any more): 0, EEXIST or EAGAIN if the page is one that the
  * descriptor watches.
+ *
+ * Where armed pages are `out_of_place` the kernel tells of every change of their mappings, and more is at stake:
+ * - registered memory is watched in full or not at all, followed through changes (regions.c; `is_registered`), and let go of
+ *   only when nothing of it is missing (watching.c);
+ * - a fork waits until everything is back, as the child would find holes (process.c).
+ * Of the others a copy of the memory map has ordinary pages, and what becomes of a mapping the kernel sees to.
  */
 struct mechanism {
+	const char *name;
+	uint64_t features, more_features; /* of the handshake: needed; asked for where the kernel has them */
+	uint64_t register_mode;
+	bool out_of_place;
+	/* What it has of its own: made when the descriptors are there; watched no more when nothing is; given up when they are closed. */
+	bool (*acquire)(struct nt_pager *pager, struct nt_error *error);
+	void (*unwatch_own)(struct nt_pager *pager);
+	void (*release)(struct nt_pager *pager);
+	/* Make planned pages fit to be armed, before anything is watched. */
+	void (*prepare)(const struct nt_pager *pager);
 	int (*arm)(struct nt_pager *pager, struct pages run);
 	int (*give_back)(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t state);
 	int (*resolve_stray)(struct nt_pager *pager, int uffd, uint64_t page);
+	/* Whether memory at `address` is registered with the descriptor, or may be, as something is changing. */
+	bool (*is_registered)(const struct nt_pager *pager, int uffd, uint64_t address);
+	/* Of those whose pages stay in place (in_place.c): set or lift the trap of a range. 0, or an errno. */
+	int (*protect)(int uffd, uint64_t address, uint64_t size, bool on);
 };
 
-extern const struct mechanism relocate, write_protect;
+/* By enum nt_mechanism (mechanisms.c). */
+extern const struct mechanism relocate, write_protect, rwp;
+const struct mechanism *mechanism_of(enum nt_mechanism number);
 
 /* What the thread waits for: all is registered, or nothing will be. */
 enum start_signal { NT_START_NOT_YET, NT_START_BEGIN, NT_START_END };
@@ -182,7 +186,7 @@ struct nt_pager {
 	bool unsettled; /* one of them is */
 	_Atomic uint8_t *states;
 	int16_t *origins;
-	int16_t *wanted; /* node that a DUE page goes to; negative: by the target set */
+	int16_t *wanted; /* node that a page goes to; NT_TOUCHER: that of the thread that touches it, once one has */
 	_Atomic uint8_t *due_blocks;
 	size_t due_cursor;
 	size_t pages;
@@ -284,11 +288,27 @@ static inline struct pages part(struct pages run, uint64_t skip, uint64_t pages)
 	return (struct pages){run.segment, run.first + skip, pages};
 }
 
+static inline bool fail(struct nt_error *error, const char *call, const char *detail) /* with errno; false */
+{
+	*error = (struct nt_error){.call = call, .number = errno, .detail = detail};
+	return false;
+}
+
+/*
+ * The files, by floors: each uses only what stands above it here.
+ */
+
 /* memory.c */
 void *allot(size_t count, size_t size);
 void *reserve(size_t room, size_t size, size_t count);
 void *copy_of(const void *array, size_t count, size_t size);
 void release(void *array);
+
+/* futex.c */
+void futex_set(_Atomic uint32_t *word, uint32_t value);
+void futex_wake(_Atomic uint32_t *word);
+void futex_wait_change(_Atomic uint32_t *word, uint32_t seen);
+bool futex_wait_at_least(_Atomic uint32_t *word, uint32_t value, const struct timespec *until);
 
 /* states.c */
 void set_states(struct nt_pager *pager, struct pages run, uint8_t state);
@@ -300,10 +320,6 @@ const struct segment *segment_at(const struct nt_pager *pager, uint64_t address)
 const struct segment *segment_of_index(const struct nt_pager *pager, size_t index);
 bool next_run(const struct nt_pager *pager, uint64_t *at, uint64_t end, uint8_t state, struct pages *run);
 
-/* lifecycle.c */
-bool fail(struct nt_error *error, const char *call, const char *detail); /* with errno; false */
-void dismantle(struct nt_pager *pager);
-
 /* resources.c */
 bool open_files(struct nt_pager *pager, struct nt_error *error);
 void close_files(struct nt_pager *pager);
@@ -311,6 +327,7 @@ void close_descriptors(struct nt_pager *pager);
 void wake_thread(struct nt_pager *pager);
 void wake_range(int uffd, uint64_t address, uint64_t size);
 bool is_changing(int uffd);
+bool is_readable(int file);
 
 /* watching.c */
 bool watch_ranges(struct nt_pager *pager, struct nt_error *error);
@@ -318,18 +335,23 @@ void stop_watching(struct nt_pager *pager);
 bool watch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size);
 void unwatch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size);
 
+/* in_place.c */
+int arm_in_place(struct nt_pager *pager, struct pages run);
+int give_back_in_place(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t state);
+int resolve_stray_in_place(struct nt_pager *pager, int uffd, uint64_t page);
+
 /* sweep_pace.c */
 void pace_begin(struct pace *pace, uint64_t now, double rate, double deadline);
 void pace_step(struct pace *pace, uint64_t began, uint64_t ended, double pause);
 void pace_fault(struct pace *pace, uint64_t began, uint64_t ended);
 uint64_t pace_next(const struct pace *pace);
 
-/* relocate.c */
-void own_pages(const struct nt_pager *pager);
-bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address);
+/* touchers.c */
+struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
+int cpu_in_stat(const char *text);
+int node_of_cpu(const struct nt_pager *pager, int cpu);
 
 /* moving.c */
-void mark_due(struct nt_pager *pager, struct pages run);
 void *run_mover(void *argument);
 void end_mover(struct nt_pager *pager);
 
@@ -346,21 +368,6 @@ void change_moved(struct nt_pager *pager, size_t descriptor, uint64_t from, uint
 void change_discarded(struct nt_pager *pager, size_t descriptor, uint64_t start, uint64_t end);
 bool restore_regions(struct nt_pager *pager, size_t descriptor);
 
-/* events.c */
-bool handle_messages(struct nt_pager *pager);
-bool has_messages(const struct nt_pager *pager);
-void shut_gate(struct nt_pager *pager);
-void settle(struct nt_pager *pager);
-
-/* touchers.c */
-struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
-int cpu_in_stat(const char *text);
-int node_of_cpu(const struct nt_pager *pager, int cpu);
-
-/* loop.c */
-void *run_pager(void *argument);
-void set_phase(struct nt_pager *pager, enum nt_phase phase);
-
 /* process.c */
 int process_join(struct nt_pager *pager, struct nt_error *error);
 void process_leave(struct nt_pager *pager);
@@ -370,10 +377,13 @@ void process_let_go(void);
 /* Say that a pager has opened its gate. */
 void process_settled(void);
 
-/* futex.c */
-void futex_set(_Atomic uint32_t *word, uint32_t value);
-void futex_wake(_Atomic uint32_t *word);
-void futex_wait_change(_Atomic uint32_t *word, uint32_t seen);
-bool futex_wait_at_least(_Atomic uint32_t *word, uint32_t value, const struct timespec *until);
+/* events.c */
+bool handle_messages(struct nt_pager *pager);
+void shut_gate(struct nt_pager *pager);
+
+/* loop.c */
+void *run_pager(void *argument);
+
+/* lifecycle.c: what pager.h declares */
 
 #endif

@@ -1,7 +1,8 @@
 /*
  * Kernel interfaces that Debian 12's headers lack, and thin wrappers of the calls that the C library has not.
  *
- * Sources: include/uapi/linux/userfaultfd.h (UFFDIO_MOVE: commit adef440691ba, 6.8), include/uapi/linux/mempolicy.h.
+ * Sources: include/uapi/linux/userfaultfd.h (UFFDIO_MOVE: commit adef440691ba, 6.8;
+ * UFFDIO_RWPROTECT: 7.3), include/uapi/linux/mempolicy.h.
  */
 #ifndef NT_KERNEL_H
 #define NT_KERNEL_H
@@ -28,6 +29,17 @@ struct uffdio_move {
 
 #ifndef UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
 #define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES ((uint64_t)1 << 1)
+#endif
+
+#ifndef UFFDIO_RWPROTECT
+struct uffdio_rwprotect {
+	struct uffdio_range range;
+	uint64_t mode;
+};
+#define UFFDIO_RWPROTECT _IOWR(UFFDIO, 0x09, struct uffdio_rwprotect)
+#define UFFDIO_RWPROTECT_MODE_RWP ((uint64_t)1 << 0)
+#define UFFDIO_REGISTER_MODE_RWP ((uint64_t)1 << 3)
+#define UFFD_FEATURE_RWP (1 << 17)
 #endif
 
 #ifndef MADV_POPULATE_WRITE

@@ -6,11 +6,6 @@
 #include "internal.h"
 
 #define NS 1e9
-bool fail(struct nt_error *error, const char *call, const char *detail)
-{
-	*error = (struct nt_error){.call = call, .number = errno, .detail = detail};
-	return false;
-}
 
 /* ---- making one ---- */
 
@@ -34,13 +29,29 @@ static bool copy_runs(struct nt_pager *pager, const struct nt_run *runs, size_t 
 	return pager->segments;
 }
 
+/* Where each page goes: NT_TOUCHER, or to one of the nodes by its address. */
+static int16_t *make_wanted(const struct nt_pager *pager)
+{
+	int16_t *wanted = allot(pager->pages, sizeof *wanted);
+	for (size_t number = 0; wanted && number < pager->segments_count; number++) {
+		const struct segment *segment = &pager->segments[number];
+		uint64_t size = segment->unit * pager->page_size;
+		for (uint64_t page = 0; page < segment->pages; page++) {
+			uint64_t place = address_of(pager, segment, page) / size;
+			wanted[segment->first + page] =
+				pager->options.nodes_count ? (int16_t)pager->nodes[place % pager->options.nodes_count] : NT_TOUCHER;
+		}
+	}
+	return wanted;
+}
+
 /* Changes of the program's mappings can cut what is watched down to single pages. Without events there are none. */
-static struct region *make_regions(const struct nt_range *ranges, size_t count, enum nt_mechanism mechanism, uint64_t page_size)
+static struct region *make_regions(const struct nt_range *ranges, size_t count, const struct mechanism *mechanism, uint64_t page_size)
 {
 	size_t most = 0;
 	for (size_t number = 0; number < count; number++)
 		most += ranges[number].size / page_size;
-	return mechanism == NT_RELOCATE ? reserve(most, sizeof(struct region), count) : allot(count, sizeof(struct region));
+	return mechanism->out_of_place ? reserve(most, sizeof(struct region), count) : allot(count, sizeof(struct region));
 }
 
 static int by_start(const void *a, const void *b)
@@ -60,12 +71,14 @@ static bool copy_plan(struct nt_pager *pager, const struct nt_run *runs, size_t 
 	if (pager->ranges)
 		qsort(pager->ranges, ranges_count, sizeof *ranges, by_start);
 	pager->descriptors = allot(ranges_count + 1, sizeof *pager->descriptors);
-	pager->regions = make_regions(ranges, ranges_count, options->mechanism, pager->page_size);
+	pager->regions = make_regions(ranges, ranges_count, pager->mechanism, pager->page_size);
 	pager->origins = copy_of(origins, pager->pages, sizeof *origins);
-	pager->wanted = allot(pager->pages, sizeof *pager->wanted);
 	pager->states = allot(pager->pages, 1);
 	pager->due_blocks = allot(pager->pages / DUE_BLOCK + 1, 1);
 	pager->nodes = copy_of(options->nodes, options->nodes_count, sizeof *options->nodes);
+	pager->wanted = !pager->nodes	   ? NULL
+			: options->wanted ? copy_of(options->wanted, pager->pages, sizeof *options->wanted)
+					  : make_wanted(pager);
 	pager->cpu_nodes = copy_of(options->cpu_nodes, options->cpus, sizeof *options->cpu_nodes);
 	pager->options.nodes = pager->nodes;
 	pager->options.cpu_nodes = pager->cpu_nodes;
@@ -92,7 +105,7 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 	}
 	pager->options = *options;
 	pager->owner = getpid();
-	pager->mechanism = options->mechanism == NT_RELOCATE ? &relocate : &write_protect;
+	pager->mechanism = mechanism_of(options->mechanism);
 	pager->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	pager->ready_fd = pager->wake_fd = pager->pagemap_fd = -1;
 	bool made = copy_plan(pager, runs, runs_count, ranges, ranges_count, origins) || fail(error, "mmap", NULL);
@@ -104,6 +117,14 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 }
 
 /* ---- starting ---- */
+
+/* Remove every trap and every resource of the kernel; the states stay. */
+static void dismantle(struct nt_pager *pager)
+{
+	if (pager->descriptors_count)
+		stop_watching(pager);
+	close_files(pager);
+}
 
 /* A handler of the program that ran in the pager's thread and touched an armed page would wait for itself. */
 static int create_threads(struct nt_pager *pager)
@@ -125,13 +146,13 @@ static int start(struct nt_pager *pager, struct nt_error *error)
 {
 	if (process_join(pager, error))
 		return -1;
-	set_phase(pager, NT_ARMING_PHASE);
+	futex_set(&pager->phase, NT_ARMING_PHASE);
 	errno = create_threads(pager);
 	bool threaded = errno == 0;
 	if (!threaded)
 		fail(error, "pthread_create", NULL);
-	else if (pager->options.mechanism == NT_RELOCATE)
-		own_pages(pager);
+	else if (pager->mechanism->prepare)
+		pager->mechanism->prepare(pager);
 	pager->started = threaded && watch_ranges(pager, error);
 	if (pager->started) {
 		futex_set(&pager->start_signal, NT_START_BEGIN);
@@ -146,7 +167,7 @@ static int start(struct nt_pager *pager, struct nt_error *error)
 		pthread_join(pager->mover, NULL);
 	}
 	process_leave(pager);
-	set_phase(pager, NT_DONE);
+	futex_set(&pager->phase, NT_DONE);
 	return -1;
 }
 
@@ -223,14 +244,6 @@ struct nt_range nt_pager_shadow(const struct nt_pager *pager)
 }
 
 /* ---- the end ---- */
-
-/* Remove every trap and every resource of the kernel; the states stay. */
-void dismantle(struct nt_pager *pager)
-{
-	if (pager->descriptors_count)
-		stop_watching(pager);
-	close_files(pager);
-}
 
 static void release_all(struct nt_pager *pager)
 {

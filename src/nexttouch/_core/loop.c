@@ -48,7 +48,7 @@ static struct pages claim_swept(struct nt_pager *pager)
 	return (struct pages){pager->segments, 0, 0};
 }
 
-/* Put the next step of the sweep back, which makes it due; without a target it stays. */
+/* Put the next step of the sweep back, which makes it due; what waits for its toucher stays. */
 static void sweep(struct nt_pager *pager)
 {
 	uint64_t began = now_ns();
@@ -56,9 +56,7 @@ static void sweep(struct nt_pager *pager)
 	if (!run.count)
 		return;
 	count(&pager->counts.sweeps, 1);
-	bool moves = pager->options.nodes_count;
-	int again = moves ? return_run(pager, run, -1, NT_DUE_SWEEP) : give_back(pager, run, NT_UNTOUCHED);
-	if (!again)
+	if (!return_run(pager, run, -1, NT_DUE_SWEEP))
 		pager->sweep_page += run.count;
 	pager->swept_ns = began;
 	pager->swept_pages = run.count;
@@ -97,11 +95,6 @@ static void disarm_all(struct nt_pager *pager, uint8_t reason)
 		if (claimed && give_back(pager, part(run, 0, claimed), reason))
 			return;
 	}
-}
-
-void set_phase(struct nt_pager *pager, enum nt_phase phase)
-{
-	futex_set(&pager->phase, phase);
 }
 
 /*
@@ -145,7 +138,7 @@ static void begin_serving(struct nt_pager *pager)
 {
 	double rate = pager->options.nodes_count ? pager->options.rate : 0;
 	pace_begin(&pager->pace, now_ns(), rate, pager->options.deadline);
-	set_phase(pager, NT_SERVING);
+	futex_set(&pager->phase, NT_SERVING);
 }
 
 /* When the sweep has its next turn: never while something is due, as the mover tells when nothing is. */
@@ -196,7 +189,7 @@ void *run_pager(void *argument)
 	end_mover(pager);
 	note_swept(pager);
 	close_files(pager);
-	set_phase(pager, NT_DONE); /* before a fork that waits for us goes on: a thread that asks after it is to hear that */
+	futex_set(&pager->phase, NT_DONE); /* before a fork that waits for us goes on: a thread that asks after it is to hear that */
 	process_leave(pager);
 	return NULL;
 }

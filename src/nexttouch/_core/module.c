@@ -40,24 +40,36 @@ static void raise_error(const struct nt_error *error)
 	}
 }
 
-static char *keywords[] = {"runs", "ranges", "origins", "nodes", "cpu_nodes", "relocate", "inline", "pid", "uffd", "alive_fd",
-			   "user_mode", "toucher", "window", "rate", "deadline", NULL};
+static char *keywords[] = {"runs", "ranges", "origins", "wanted", "nodes", "cpu_nodes", "mechanism", "service", "pid", "uffd",
+			   "alive_fd", "user_mode", "window", "rate", "deadline", NULL};
 
-static int make_pager(PagerObject *self, struct nt_options *options, PyObject *arrays[5])
+#define ARRAYS 6
+
+static bool has_toucher(const int16_t *wanted, size_t pages)
 {
-	static const Py_ssize_t items[] = {sizeof(struct nt_run), sizeof(struct nt_range), sizeof(int16_t), sizeof(int), sizeof(int)};
-	static const char *const names[] = {"runs", "ranges", "origins", "nodes", "cpu_nodes"};
-	Py_buffer views[5];
+	bool found = false;
+	for (size_t page = 0; page < pages && !found; page++)
+		found = wanted[page] == NT_TOUCHER;
+	return found;
+}
+
+static int make_pager(PagerObject *self, struct nt_options *options, PyObject *arrays[ARRAYS])
+{
+	static const Py_ssize_t items[] = {sizeof(struct nt_run), sizeof(struct nt_range), sizeof(int16_t),
+					   sizeof(int16_t),	  sizeof(int),		   sizeof(int)};
+	Py_buffer views[ARRAYS];
 	struct nt_error error = {0};
 	int held = 0;
-	while (held < 5 && get_array(arrays[held], &views[held], items[held], names[held]))
+	while (held < ARRAYS && get_array(arrays[held], &views[held], items[held], keywords[held]))
 		held++;
-	if (held == 5) {
-		options->nodes = views[3].buf;
-		options->nodes_count = (size_t)views[3].len / sizeof(int);
-		options->cpu_nodes = views[4].buf;
-		options->cpus = (size_t)views[4].len / sizeof(int);
+	if (held == ARRAYS) {
+		options->wanted = views[3].buf;
+		options->nodes = views[4].buf;
+		options->nodes_count = (size_t)views[4].len / sizeof(int);
+		options->cpu_nodes = views[5].buf;
+		options->cpus = (size_t)views[5].len / sizeof(int);
 		Py_BEGIN_ALLOW_THREADS
+		options->toucher = has_toucher(options->wanted, (size_t)views[3].len / sizeof(int16_t));
 		self->pager = nt_pager_new(options, views[0].buf, (size_t)views[0].len / sizeof(struct nt_run), views[1].buf,
 					   (size_t)views[1].len / sizeof(struct nt_range), views[2].buf, &error);
 		Py_END_ALLOW_THREADS
@@ -73,21 +85,24 @@ static int pager_init(PyObject *object, PyObject *arguments, PyObject *named)
 {
 	PagerObject *self = (PagerObject *)object;
 	struct nt_options options = {0};
-	PyObject *arrays[5];
-	int relocate, inline_service, user_mode, toucher;
+	PyObject *arrays[ARRAYS];
+	int mechanism, service, user_mode;
 	unsigned long long window;
-	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOppiiippKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
-					 &arrays[3], &arrays[4], &relocate, &inline_service, &options.pid, &options.uffd,
-					 &options.alive_fd, &user_mode, &toucher, &window, &options.rate, &options.deadline))
+	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOOiiiiipKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
+					 &arrays[3], &arrays[4], &arrays[5], &mechanism, &service, &options.pid, &options.uffd,
+					 &options.alive_fd, &user_mode, &window, &options.rate, &options.deadline))
 		return -1;
 	if (self->pager) {
 		PyErr_SetString(PyExc_RuntimeError, "a Pager is made once");
 		return -1;
 	}
-	options.mechanism = relocate ? NT_RELOCATE : NT_WRITE_PROTECT;
-	options.service = inline_service ? NT_INLINE : NT_THREAD;
+	if (!nt_mechanism_name(mechanism) || (service != NT_THREAD && service != NT_INLINE)) {
+		PyErr_SetString(PyExc_ValueError, "there is no such mechanism or service");
+		return -1;
+	}
+	options.mechanism = (enum nt_mechanism)mechanism;
+	options.service = (enum nt_service)service;
 	options.user_mode = user_mode;
-	options.toucher = toucher;
 	options.window = window ? window : 1;
 	return make_pager(self, &options, arrays);
 }
@@ -253,12 +268,72 @@ static PyType_Spec pager_spec = {
 	.slots = pager_slots,
 };
 
+/* ---- constants ---- */
+
+struct number {
+	const char *name;
+	int value;
+};
+
+static const struct number states[] = {{"planned", NT_PLANNED},	    {"arming", NT_ARMING},	   {"armed", NT_ARMED},
+				       {"returning", NT_RETURNING}, {"moved_fault", NT_MOVED_FAULT}, {"moved_sweep", NT_MOVED_SWEEP},
+				       {"due_fault", NT_DUE_FAULT}, {"due_sweep", NT_DUE_SWEEP},   {NULL, 0}};
+
+static const struct number reasons[] = {
+	{"absent", NT_ABSENT},	       {"at_home", NT_AT_HOME},	    {"shared", NT_SHARED},     {"busy", NT_BUSY},
+	{"target_full", NT_TARGET_FULL}, {"forked", NT_FORKED},	    {"cancelled", NT_CANCELLED}, {"untouched", NT_UNTOUCHED},
+	{"unmapped", NT_UNMAPPED},     {"discarded", NT_DISCARDED}, {"remapped", NT_REMAPPED}, {"unsuitable", NT_UNSUITABLE},
+	{"stranded", NT_STRANDED},     {"swapped", NT_SWAPPED},	    {"target_gone", NT_TARGET_GONE}, {"outside", NT_OUTSIDE},
+	{NULL, 0}};
+
+static const struct number phases[] = {
+	{"created", NT_CREATED}, {"arming", NT_ARMING_PHASE}, {"serving", NT_SERVING}, {"done", NT_DONE}, {NULL, 0}};
+
+static const struct number services[] = {{"thread", NT_THREAD}, {"inline", NT_INLINE}, {NULL, 0}};
+
+static bool set_number(PyObject *dictionary, const char *name, int value)
+{
+	PyObject *number = PyLong_FromLong(value);
+	bool failed = !number || PyDict_SetItemString(dictionary, name, number);
+	Py_XDECREF(number);
+	return !failed;
+}
+
+/* Add a dictionary of numbers by name, whose reference it takes; false with an exception. */
+static bool add_dictionary(PyObject *module, const char *name, PyObject *dictionary, bool complete)
+{
+	bool failed = !dictionary || !complete || PyModule_AddObjectRef(module, name, dictionary);
+	Py_XDECREF(dictionary);
+	return !failed;
+}
+
+static bool add_numbers(PyObject *module, const char *name, const struct number *numbers)
+{
+	PyObject *dictionary = PyDict_New();
+	bool complete = dictionary;
+	for (; complete && numbers->name; numbers++)
+		complete = set_number(dictionary, numbers->name, numbers->value);
+	return add_dictionary(module, name, dictionary, complete);
+}
+
+static bool add_mechanisms(PyObject *module)
+{
+	PyObject *dictionary = PyDict_New();
+	bool complete = dictionary;
+	for (int number = 0; complete && nt_mechanism_name(number); number++)
+		complete = set_number(dictionary, nt_mechanism_name(number), number);
+	return add_dictionary(module, "MECHANISMS", dictionary, complete);
+}
+
 static int execute(PyObject *module)
 {
 	PyObject *type = PyType_FromModuleAndSpec(module, &pager_spec, NULL);
-	int failed = !type || PyModule_AddType(module, (PyTypeObject *)type);
+	bool done = type && !PyModule_AddType(module, (PyTypeObject *)type) && add_mechanisms(module) &&
+		    add_numbers(module, "SERVICES", services) && add_numbers(module, "STATES", states) &&
+		    add_numbers(module, "REASONS", reasons) && add_numbers(module, "PHASES", phases) &&
+		    !PyModule_AddIntConstant(module, "TOUCHER", NT_TOUCHER) && !PyModule_AddIntConstant(module, "ANYWHERE", NT_ANYWHERE);
 	Py_XDECREF(type);
-	return failed ? -1 : 0;
+	return done ? 0 : -1;
 }
 
 static PyObject *receive(PyObject *module, PyObject *arguments)

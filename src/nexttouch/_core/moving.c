@@ -20,29 +20,11 @@
 /* How often pages are tried of which none moved. */
 #define ATTEMPTS 3
 
-void mark_due(struct nt_pager *pager, struct pages run)
-{
-	size_t first = (run.segment->first + run.first) / DUE_BLOCK;
-	size_t last = (run.segment->first + run.first + run.count - 1) / DUE_BLOCK;
-	for (size_t block = first; block <= last && run.count; block++)
-		atomic_store_explicit(&pager->due_blocks[block], 1, memory_order_release);
-	if (!atomic_exchange(&pager->due_signal, 1)) /* a full barrier: the mover that set it to 0 sees the states */
-		futex_wake(&pager->due_signal);
-}
-
 /* ---- what goes into a call ---- */
 
 static bool is_due(uint8_t state)
 {
 	return state == NT_DUE_FAULT || state == NT_DUE_SWEEP;
-}
-
-/* The node that a due page goes to. Interleaved by address, as the kernel's policy does it. */
-static int target_of(const struct nt_pager *pager, size_t index, uint64_t address, uint64_t size)
-{
-	if (pager->wanted[index] >= 0)
-		return pager->wanted[index];
-	return pager->nodes[address / size % pager->options.nodes_count];
 }
 
 static bool is_in(const struct nt_nodemask *mask, int node)
@@ -65,7 +47,7 @@ static struct pages due_unit(const struct nt_pager *pager, size_t index)
 static size_t add_unit(struct nt_pager *pager, size_t count, size_t index, struct pages unit)
 {
 	uint64_t address = address_of(pager, unit.segment, unit.first);
-	int node = target_of(pager, index, address, unit.segment->unit * pager->page_size);
+	int node = pager->wanted[index];
 	if (is_in(&pager->full[unit.segment->unit > 1], node)) {
 		conclude_due(pager, unit, NT_TARGET_FULL);
 		return count;
@@ -293,7 +275,7 @@ static void renew(struct nt_pager *pager, size_t first, size_t count)
 static size_t renew_at_home(struct nt_pager *pager, size_t first, size_t count)
 {
 	bool anywhere = pager->origins[pager->indices[first]] == NT_ANYWHERE;
-	if (!anywhere || pager->options.mechanism != NT_RELOCATE)
+	if (!anywhere || pager->options.pid) /* mbind(2) is for one's own memory */
 		return count;
 	query(pager, first, count);
 	size_t home = 0;

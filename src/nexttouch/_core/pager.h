@@ -11,12 +11,13 @@
  * A fault puts a window of pages back where they were and lets its thread go; then move_pages(2) moves what is due, in the
  * place where the program uses it. That call is safe against the program's stores, and it alone looks at who holds a page.
  *
- * Two mechanisms, which differ in the trap:
+ * The mechanisms differ in the trap:
  *
  * NT_RELOCATE       private anonymous memory of this process. UFFDIO_MOVE parks a page in a shadow range: it keeps its
  *                   frame, its old address faults. Parked pages are never written.
  * NT_WRITE_PROTECT  any process, anonymous, shmem and hugetlb memory. Pages stay where they are, write-protected; a store
  *                   faults. Contents are never out of place.
+ * NT_RWP            the same, also in mappings that forbid writing; any touch faults. Since Linux 7.3.
  *
  * One thread, in C, without Python and without allocating memory after the start, does everything: it arms, serves,
  * reads the kernel's events about unmapping, moves, and sweeps when no fault waits. With NT_INLINE the faulting threads put
@@ -30,10 +31,10 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum nt_mechanism { NT_RELOCATE, NT_WRITE_PROTECT, NT_PROTECT = NT_WRITE_PROTECT /* its name in version 0.1 */ };
+enum nt_mechanism { NT_RELOCATE, NT_WRITE_PROTECT, NT_RWP, NT_PROTECT = NT_WRITE_PROTECT /* its name in version 0.1 */ };
 enum nt_service { NT_THREAD, NT_INLINE };
 
-/* States below NT_REASON; reasons have the numbers of nexttouch.live.reason.Reason. */
+/* States below NT_REASON; from there on they are reasons. */
 enum nt_state {
 	NT_PLANNED = 0,
 	NT_ARMING = 1,
@@ -44,6 +45,26 @@ enum nt_state {
 	NT_DUE_FAULT = 6,
 	NT_DUE_SWEEP = 7,
 	NT_REASON = 32,
+};
+
+/* Why a page stays. Numbers that are missing are reasons of nexttouch.live.reason.Reason that no pager has. */
+enum nt_reason {
+	NT_ABSENT = NT_REASON, /* nothing there */
+	NT_AT_HOME,            /* is on the node it belongs on */
+	NT_SHARED,             /* mapped by several processes */
+	NT_BUSY,               /* pinned or held, or the kernel could not isolate it */
+	NT_TARGET_FULL,
+	NT_FORKED,             /* the process forked before the page was touched */
+	NT_CANCELLED,
+	NT_UNTOUCHED,          /* no thread touched it before the deadline */
+	NT_UNMAPPED,
+	NT_DISCARDED,          /* MADV_DONTNEED: the program wants zeros there */
+	NT_REMAPPED,           /* its mapping changed: mremap, or an unmapping that failed */
+	NT_UNSUITABLE,         /* the mapping forbids it */
+	NT_STRANDED,           /* could not be put back: its contents are kept in the shadow */
+	NT_SWAPPED = 47,
+	NT_TARGET_GONE = 49,   /* the target node may not be used any more */
+	NT_OUTSIDE = 51,       /* touched from outside the program, or by a thread that has ended: there is no node to move it to */
 };
 
 struct nt_run {
@@ -59,6 +80,8 @@ struct nt_range {
 
 /* Where a page is that has to move whatever node it is on. */
 #define NT_ANYWHERE (-1)
+/* Where a page goes that moves to the node of the thread that touches it. */
+#define NT_TOUCHER (-1)
 
 struct nt_options {
 	enum nt_mechanism mechanism;
@@ -67,9 +90,10 @@ struct nt_options {
 	int uffd;         /* descriptor of that memory, owned from here on; -1: make one (pid 0 only) */
 	int alive_fd;     /* a pidfd of `pid`: readable when the process is gone; -1: none */
 	bool user_mode;   /* the descriptor to make serves no faults of system calls */
-	bool toucher;     /* target: the node of the thread that touches; `nodes` then is where sweeps go */
-	const int *nodes; /* target: one node, or several, interleaved */
+	bool toucher;     /* the nodes of threads that touch are wanted */
+	const int *nodes; /* target: one node, or several; none where every page goes to its toucher */
 	size_t nodes_count;
+	const int16_t *wanted; /* where each page goes; NULL: to `nodes`, interleaved by address as the kernel's policy does it */
 	const int *cpu_nodes; /* node of each CPU */
 	size_t cpus;
 	uint64_t window; /* most pages a fault moves */
@@ -143,6 +167,9 @@ void nt_pager_stats(const struct nt_pager *pager, struct nt_stats *stats);
 const uint8_t *nt_pager_states(const struct nt_pager *pager, size_t *pages);
 /* The reservation of the parked pages: relocate's shadow; size 0 once it is gone. */
 struct nt_range nt_pager_shadow(const struct nt_pager *pager);
+
+/* A mechanism's name; NULL where there is none of that number. */
+const char *nt_mechanism_name(int number);
 
 /* The upper bound in nanoseconds of a latency bucket. */
 uint64_t nt_bucket_limit(unsigned bucket);

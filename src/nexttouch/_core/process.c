@@ -74,7 +74,7 @@ static bool holds_on(size_t slot)
 	int none = NT_NONE;
 	atomic_fetch_add(&handlers_inside, 1);
 	struct nt_pager *pager = atomic_load(&pagers[slot]);
-	bool holding = pager && pager->options.mechanism == NT_RELOCATE && !atomic_load(&pager->let_go);
+	bool holding = pager && pager->mechanism->out_of_place && !atomic_load(&pager->let_go);
 	if (holding && atomic_compare_exchange_strong(&pager->request, &none, NT_FORK))
 		wake_thread(pager);
 	atomic_fetch_sub(&handlers_inside, 1);
@@ -206,7 +206,7 @@ static bool has_page(const struct nt_pager *pager, uint64_t address)
 /* Whether events wait to be handled: a mapping may have moved to an address that is not known yet. */
 static bool has_events(const struct nt_pager *pager)
 {
-	return atomic_load(&pager->gate_shut) /* first: behind the gate the descriptors may be closed */ || has_messages(pager);
+	return atomic_load(&pager->gate_shut) /* first: behind the gate the descriptors may be closed */ || is_readable(pager->ready_fd);
 }
 
 /* Go in, unless the thread is about to change what we would look at: handlers that wait outside do not hold it up. */
@@ -394,7 +394,7 @@ static bool one_leaves(void)
 	atomic_fetch_add(&handlers_inside, 1); /* none that is in the list goes away meanwhile */
 	for (size_t slot = 0; slot < MOST_PAGERS && !found; slot++) {
 		struct nt_pager *pager = atomic_load(&pagers[slot]);
-		found = !pager || nt_pager_phase(pager) == NT_DONE;
+		found = !pager || atomic_load(&pager->phase) == NT_DONE;
 	}
 	atomic_fetch_sub(&handlers_inside, 1);
 	return found;

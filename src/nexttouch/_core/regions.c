@@ -249,7 +249,7 @@ bool restore_regions(struct nt_pager *pager, size_t descriptor)
 			continue;
 		if (region->uprooted) /* everything has been told of */
 			bury(pager, number);
-		else if (region->doubt && !is_registered(pager, own->uffd, region->place))
+		else if (region->doubt && !pager->mechanism->is_registered(pager, own->uffd, region->place))
 			drop_region(pager, number);
 		else
 			region->doubt = 0;

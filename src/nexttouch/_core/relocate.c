@@ -11,6 +11,100 @@
 
 #include "internal.h"
 
+#define HUGE_SIZE (2UL << 20)
+
+/* ---- the shadow ---- */
+
+static uint64_t aligned(uint64_t address, uint64_t alignment, uint64_t remainder)
+{
+	uint64_t base = address / alignment * alignment + remainder;
+	return base < address ? base + alignment : base;
+}
+
+/* Lay the shadow out: each run at an offset that is as aligned as its own address, so that huge pages are parked whole. Its size. */
+static uint64_t lay_out_shadow(struct nt_pager *pager)
+{
+	uint64_t size = 0;
+	for (size_t number = 0; number < pager->segments_count; number++) {
+		struct segment *segment = &pager->segments[number];
+		uint64_t alignment = segment->unit * pager->page_size;
+		segment->shadow = aligned(size, alignment, segment->start % alignment);
+		size = segment->shadow + segment->pages * pager->page_size;
+	}
+	return size;
+}
+
+/* Register the shadow, each stretch of it with the descriptor that its pages come from. */
+static bool watch_shadow(struct nt_pager *pager)
+{
+	for (size_t first = 0, after; first < pager->segments_count; first = after) {
+		size_t descriptor = pager->segments[first].descriptor;
+		for (after = first + 1; after < pager->segments_count && pager->segments[after].descriptor == descriptor; after++)
+			;
+		uint64_t start = pager->segments[first].shadow;
+		uint64_t end = after < pager->segments_count ? pager->segments[after].shadow : pager->spare;
+		if (!watch(pager, pager->descriptors[descriptor].uffd, start, end - start))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Reserve the shadow, with the spare page and the unreadable one behind it, and register it. It is a mapping of its own,
+ * whose entries no child gets.
+ */
+static bool acquire(struct nt_pager *pager, struct nt_error *error)
+{
+	static const char purpose[] = "reserving addresses for parked pages";
+	uint64_t parked = lay_out_shadow(pager), size = parked + HUGE_SIZE + 2 * pager->page_size;
+	void *area = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		return fail(error, "mmap", purpose);
+	pager->reserved = (struct nt_range){(uint64_t)(uintptr_t)area, size};
+	pager->shadow = aligned(pager->reserved.start, HUGE_SIZE, 0);
+	pager->spare = pager->shadow + parked;
+	pager->unreadable = pager->spare + pager->page_size;
+	pager->shadow_size = parked;
+	for (size_t number = 0; number < pager->segments_count; number++)
+		pager->segments[number].shadow += pager->shadow;
+	void *shadow = (void *)(uintptr_t)pager->shadow;
+	uint64_t used = pager->unreadable - pager->shadow;
+	/* mlockall(MCL_FUTURE) locks it too, and would fill it; pages do not move between locked and other memory. */
+	munlock(shadow, used);
+	if (mprotect(shadow, used, PROT_READ | PROT_WRITE))
+		return fail(error, "mprotect", purpose);
+	if (madvise(shadow, used, MADV_DONTFORK))
+		return fail(error, "madvise", purpose);
+	return watch_shadow(pager) || fail(error, "UFFDIO_REGISTER", purpose);
+}
+
+static bool has_stranded(const struct nt_pager *pager)
+{
+	for (size_t page = 0; page < pager->pages; page++)
+		if (atomic_load_explicit(&pager->states[page], memory_order_relaxed) == NT_STRANDED)
+			return true;
+	return false;
+}
+
+static void unwatch_shadow(struct nt_pager *pager)
+{
+	for (size_t number = 0; pager->reserved.size && number < pager->segments_count; number++) {
+		const struct segment *segment = &pager->segments[number];
+		unwatch(pager, uffd_of(pager, segment), segment->shadow, segment->pages * pager->page_size);
+	}
+}
+
+/* It stays if it holds pages that could not be put back. */
+static void release_shadow(struct nt_pager *pager)
+{
+	if (!pager->reserved.size || has_stranded(pager))
+		return;
+	munmap((void *)(uintptr_t)pager->reserved.start, pager->reserved.size);
+	pager->reserved.size = pager->shadow_size = 0;
+}
+
+/* ---- looking ---- */
+
 /* What an address holds: nothing, a page (in memory or in swap); or the kernel does not say. */
 enum content { CONTENT_NONE, CONTENT_PAGE, CONTENT_UNKNOWN };
 
@@ -65,7 +159,7 @@ static int probe(const struct nt_pager *pager, int uffd, uint64_t address)
 }
 
 /* Whether memory at `address` is registered with this descriptor, or may be, as something is changing. */
-bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address)
+static bool is_registered(const struct nt_pager *pager, int uffd, uint64_t address)
 {
 	return probe(pager, uffd, address) != ENOENT;
 }
@@ -151,7 +245,7 @@ static void own_run(const struct nt_pager *pager, uint64_t address, const uint64
  * the child is long gone: only a write fault finds out. Pages that are still shared are not touched, as that would copy
  * them. Before anything is registered: afterwards a page that is unmapped in between would be a fault for ourselves.
  */
-void own_pages(const struct nt_pager *pager)
+static void own_pages(const struct nt_pager *pager)
 {
 	uint64_t entries[ARM_PAGES];
 	for (size_t number = 0; pager->pagemap_fd >= 0 && number < pager->segments_count; number++) {
@@ -260,4 +354,18 @@ static int resolve_stray(struct nt_pager *pager, int uffd, uint64_t page)
 	return number;
 }
 
-const struct mechanism relocate = {.arm = arm, .give_back = give_back_at, .resolve_stray = resolve_stray};
+const struct mechanism relocate = {
+	.name = "relocate",
+	.features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+		    UFFD_FEATURE_EVENT_UNMAP,
+	.register_mode = UFFDIO_REGISTER_MODE_MISSING,
+	.out_of_place = true,
+	.acquire = acquire,
+	.unwatch_own = unwatch_shadow,
+	.release = release_shadow,
+	.prepare = own_pages,
+	.arm = arm,
+	.give_back = give_back_at,
+	.resolve_stray = resolve_stray,
+	.is_registered = is_registered,
+};

@@ -1,32 +1,21 @@
-/* What a pager has of the kernel: the descriptor, the shadow, and what it wakes its thread with. */
+/* What a pager has of the kernel: its descriptors, and what it wakes its thread with. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "internal.h"
 
-#define HUGE_SIZE (2UL << 20)
 #define MOST_DESCRIPTORS 1024
 
-static uint64_t features_of(const struct nt_options *options)
+/* A handshake that failed may be done again with less. */
+static bool shake_hands(int uffd, const struct nt_pager *pager)
 {
-	uint64_t features = UFFD_FEATURE_THREAD_ID;
-	if (options->mechanism == NT_WRITE_PROTECT)
-		return features | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
-	features |= UFFD_FEATURE_MOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-	return options->service == NT_INLINE ? features | UFFD_FEATURE_SIGBUS : features;
-}
-
-/* A handshake that failed may be done again with less: before 5.19 only anonymous memory can be protected. */
-static bool shake_hands(int uffd, const struct nt_options *options)
-{
-	uint64_t features = features_of(options);
-	uint64_t more = options->mechanism == NT_WRITE_PROTECT ? UFFD_FEATURE_WP_HUGETLBFS_SHMEM : 0;
+	uint64_t features = pager->mechanism->features | (pager->options.service == NT_INLINE ? UFFD_FEATURE_SIGBUS : 0);
+	uint64_t more = pager->mechanism->more_features;
 	struct uffdio_api all = {.api = UFFD_API, .features = features | more}, least = {.api = UFFD_API, .features = features};
 	return ioctl(uffd, UFFDIO_API, &all) == 0 || (more && ioctl(uffd, UFFDIO_API, &least) == 0);
 }
@@ -46,12 +35,12 @@ static int make_uffd(int flags)
 	return uffd;
 }
 
-static int open_uffd(const struct nt_options *options, struct nt_error *error)
+static int open_uffd(const struct nt_pager *pager, struct nt_error *error)
 {
-	int uffd = make_uffd(O_CLOEXEC | O_NONBLOCK | (options->user_mode ? UFFD_USER_MODE_ONLY : 0));
+	int uffd = make_uffd(O_CLOEXEC | O_NONBLOCK | (pager->options.user_mode ? UFFD_USER_MODE_ONLY : 0));
 	if (uffd < 0) {
 		fail(error, "userfaultfd", "see `nexttouch doctor`");
-	} else if (!shake_hands(uffd, options)) {
+	} else if (!shake_hands(uffd, pager)) {
 		fail(error, "UFFDIO_API", "this kernel lacks a feature that the mechanism needs; see `nexttouch doctor`");
 		close(uffd);
 		uffd = -1;
@@ -84,7 +73,7 @@ static bool open_descriptors(struct nt_pager *pager, struct nt_error *error)
 	size_t most = given >= 0 ? 1 : most_descriptors(pager->ranges_count);
 	pager->options.uffd = -1;
 	while (pager->descriptors_count < most) {
-		int uffd = given >= 0 ? given : open_uffd(&pager->options, error);
+		int uffd = given >= 0 ? given : open_uffd(pager, error);
 		if (uffd < 0)
 			break;
 		if (!add_descriptor(pager, uffd))
@@ -103,27 +92,6 @@ void close_descriptors(struct nt_pager *pager)
 	pager->ready_fd = -1;
 }
 
-/* ---- the shadow ---- */
-
-static uint64_t aligned(uint64_t address, uint64_t alignment, uint64_t remainder)
-{
-	uint64_t base = address / alignment * alignment + remainder;
-	return base < address ? base + alignment : base;
-}
-
-/* Lay the shadow out: each run at an offset that is as aligned as its own address, so that huge pages are parked whole. Its size. */
-static uint64_t lay_out_shadow(struct nt_pager *pager)
-{
-	uint64_t size = 0;
-	for (size_t number = 0; number < pager->segments_count; number++) {
-		struct segment *segment = &pager->segments[number];
-		uint64_t alignment = segment->unit * pager->page_size;
-		segment->shadow = aligned(size, alignment, segment->start % alignment);
-		size = segment->shadow + segment->pages * pager->page_size;
-	}
-	return size;
-}
-
 /* Each segment is watched by its range's descriptor. Ranges and segments are sorted. */
 static void assign_descriptors(struct nt_pager *pager)
 {
@@ -134,50 +102,6 @@ static void assign_descriptors(struct nt_pager *pager)
 			range++;
 		segment->descriptor = range % pager->descriptors_count;
 	}
-}
-
-/* Register the shadow, each stretch of it with the descriptor that its pages come from. */
-static bool watch_shadow(struct nt_pager *pager)
-{
-	for (size_t first = 0, after; first < pager->segments_count; first = after) {
-		size_t descriptor = pager->segments[first].descriptor;
-		for (after = first + 1; after < pager->segments_count && pager->segments[after].descriptor == descriptor; after++)
-			;
-		uint64_t start = pager->segments[first].shadow;
-		uint64_t end = after < pager->segments_count ? pager->segments[after].shadow : pager->spare;
-		if (!watch(pager, pager->descriptors[descriptor].uffd, start, end - start))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Reserve the shadow, with the spare page and the unreadable one behind it, and register it. It is a mapping of its own,
- * whose entries no child gets.
- */
-static bool reserve_shadow(struct nt_pager *pager, struct nt_error *error)
-{
-	static const char purpose[] = "reserving addresses for parked pages";
-	uint64_t parked = lay_out_shadow(pager), size = parked + HUGE_SIZE + 2 * pager->page_size;
-	void *area = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (area == MAP_FAILED)
-		return fail(error, "mmap", purpose);
-	pager->reserved = (struct nt_range){(uint64_t)(uintptr_t)area, size};
-	pager->shadow = aligned(pager->reserved.start, HUGE_SIZE, 0);
-	pager->spare = pager->shadow + parked;
-	pager->unreadable = pager->spare + pager->page_size;
-	pager->shadow_size = parked;
-	for (size_t number = 0; number < pager->segments_count; number++)
-		pager->segments[number].shadow += pager->shadow;
-	void *shadow = (void *)(uintptr_t)pager->shadow;
-	uint64_t used = pager->unreadable - pager->shadow;
-	/* mlockall(MCL_FUTURE) locks it too, and would fill it; pages do not move between locked and other memory. */
-	munlock(shadow, used);
-	if (mprotect(shadow, used, PROT_READ | PROT_WRITE))
-		return fail(error, "mprotect", purpose);
-	if (madvise(shadow, used, MADV_DONTFORK))
-		return fail(error, "madvise", purpose);
-	return watch_shadow(pager) || fail(error, "UFFDIO_REGISTER", purpose);
 }
 
 bool open_files(struct nt_pager *pager, struct nt_error *error)
@@ -195,28 +119,17 @@ bool open_files(struct nt_pager *pager, struct nt_error *error)
 	if (pager->options.pid)
 		snprintf(path, sizeof path, "/proc/%d/pagemap", pager->options.pid);
 	pager->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
-	return pager->options.mechanism == NT_WRITE_PROTECT || reserve_shadow(pager, error);
+	return !pager->mechanism->acquire || pager->mechanism->acquire(pager, error);
 }
 
-static bool has_stranded(const struct nt_pager *pager)
-{
-	for (size_t page = 0; page < pager->pages; page++)
-		if (atomic_load_explicit(&pager->states[page], memory_order_relaxed) == NT_STRANDED)
-			return true;
-	return false;
-}
-
-/* Nothing is watched any more. The shadow stays if it holds pages that could not be put back. */
 void close_files(struct nt_pager *pager)
 {
 	close_descriptors(pager);
 	if (pager->pagemap_fd >= 0)
 		close(pager->pagemap_fd);
 	pager->pagemap_fd = -1;
-	if (pager->reserved.size && !has_stranded(pager)) {
-		munmap((void *)(uintptr_t)pager->reserved.start, pager->reserved.size);
-		pager->reserved.size = pager->shadow_size = 0;
-	}
+	if (pager->mechanism->release)
+		pager->mechanism->release(pager);
 }
 
 void wake_range(int uffd, uint64_t address, uint64_t size)
@@ -238,4 +151,10 @@ bool is_changing(int uffd)
 {
 	struct uffdio_zeropage nothing = {.range = {.start = 0, .len = 0}};
 	return ioctl(uffd, UFFDIO_ZEROPAGE, &nothing) && errno == EAGAIN; /* else EINVAL */
+}
+
+bool is_readable(int file)
+{
+	struct pollfd poll_file = {.fd = file, .events = POLLIN};
+	return poll(&poll_file, 1, 0) > 0;
 }

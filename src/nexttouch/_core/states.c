@@ -8,6 +8,19 @@ void set_states(struct nt_pager *pager, struct pages run, uint8_t state)
 		atomic_store_explicit(&states[page], state, memory_order_release);
 }
 
+/*
+ * Pages are due: which, is in their states; a byte a block says where to look. A signal handler can write both.
+ */
+static void mark_due(struct nt_pager *pager, struct pages run)
+{
+	size_t first = (run.segment->first + run.first) / DUE_BLOCK;
+	size_t last = (run.segment->first + run.first + run.count - 1) / DUE_BLOCK;
+	for (size_t block = first; block <= last && run.count; block++)
+		atomic_store_explicit(&pager->due_blocks[block], 1, memory_order_release);
+	if (!atomic_exchange(&pager->due_signal, 1)) /* a full barrier: the mover that set it to 0 sees the states */
+		futex_wake(&pager->due_signal);
+}
+
 /* Give pages that are traps no more, nor will be, their final state; or leave them to the mover. */
 void conclude(struct nt_pager *pager, struct pages run, uint8_t state)
 {

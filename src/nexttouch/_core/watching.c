@@ -5,27 +5,27 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "internal.h"
 
+#define GRACE_NS 20000000u
 /* The kernel walks every entry that could be write-protected while it holds the lock of the memory map: 25 to 55 ms a GiB. */
 #define UNREGISTER_SIZE (16UL << 20)
 
 bool watch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size)
 {
-	bool missing = pager->options.mechanism == NT_RELOCATE;
-	struct uffdio_register request = {.range = {.start = address, .len = size},
-					  .mode = missing ? UFFDIO_REGISTER_MODE_MISSING : UFFDIO_REGISTER_MODE_WP};
+	struct uffdio_register request = {.range = {.start = address, .len = size}, .mode = pager->mechanism->register_mode};
 	return !ioctl(uffd, UFFDIO_REGISTER, &request);
 }
 
-/* For relocate in one piece: a mapping that is cut for a moment is one that mremap(2) refuses in that moment (EFAULT). */
+/* Where changes are followed in one piece: a mapping that is cut for a moment is one that mremap(2) refuses then (EFAULT). */
 void unwatch(const struct nt_pager *pager, int uffd, uint64_t address, uint64_t size)
 {
-	uint64_t most = pager->options.mechanism == NT_RELOCATE ? size : UNREGISTER_SIZE;
+	uint64_t most = pager->mechanism->out_of_place ? size : UNREGISTER_SIZE;
 	for (uint64_t done = 0; done < size; done += most) {
 		struct uffdio_range piece = {.start = address + done, .len = lesser(size - done, most)};
 		ioctl(uffd, UFFDIO_UNREGISTER, &piece);
@@ -48,7 +48,7 @@ static bool watch_range(struct nt_pager *pager, int uffd, struct nt_range range,
 {
 	if (!watch(pager, uffd, range.start, range.size))
 		return refused(error);
-	if (pager->options.mechanism == NT_WRITE_PROTECT)
+	if (!pager->mechanism->out_of_place)
 		return true;
 	pager->dont_fork = true;
 	if (madvise((void *)(uintptr_t)range.start, range.size, MADV_DONTFORK)) {
@@ -69,7 +69,7 @@ bool watch_ranges(struct nt_pager *pager, struct nt_error *error)
 		struct nt_range range = pager->ranges[number];
 		size_t descriptor = number % pager->descriptors_count;
 		bool watched = watch_range(pager, pager->descriptors[descriptor].uffd, range, error);
-		if (!watched && (pager->options.mechanism == NT_RELOCATE || error->number == EBUSY))
+		if (!watched && (pager->mechanism->out_of_place || error->number == EBUSY))
 			return false;
 		if (watched)
 			pager->regions[pager->regions_count++] = (struct region){
@@ -185,20 +185,33 @@ static bool is_any_changing(const struct nt_pager *pager)
 }
 
 /*
- * Nothing is armed: let go of all that is watched (I8). First where it is believed to be, then whatever a look at all
- * mappings still finds: what has grown, what has moved since. No event is read meanwhile: a thread that moves watched memory
- * waits at the end of that, so each can get away once. If none has, no change can begin any more; if one has, those that
- * have begun are waited for, and there is another look.
+ * Let events go until no thread waits for us and none that we let go is about to discard. Nothing is armed any more. A
+ * discard that happened after our end would be unknown to the next pager of that memory, which would bring the discarded
+ * contents back. The kernel does not tell when a discard is done; GRACE_NS is longer than a thread takes from its wake-up to
+ * the mmap lock.
  */
-void stop_watching(struct nt_pager *pager)
+static void settle(struct nt_pager *pager)
 {
-	for (size_t number = 0; number < pager->regions_count; number++) {
-		const struct region *region = &pager->regions[number];
-		let_go(pager, pager->descriptors[region->descriptor].uffd, region->place, region->size);
+	bool changing = true;
+	while (changing || now_ns() - pager->discarded_ns < GRACE_NS) {
+		changing = false;
+		for (size_t descriptor = 0; descriptor < pager->descriptors_count; descriptor++) {
+			int uffd = pager->descriptors[descriptor].uffd;
+			while (read(uffd, pager->messages, sizeof pager->messages) > 0)
+				;
+			changing |= is_changing(uffd);
+		}
+		sched_yield();
 	}
-	pager->regions_count = 0;
-	if (pager->options.mechanism == NT_WRITE_PROTECT)
-		return;
+}
+
+/*
+ * First where memory is believed to be, then whatever a look at all mappings still finds: what has grown, what has moved
+ * since. No event is read meanwhile: a thread that moves watched memory waits at the end of that, so each can get away once.
+ * If none has, no change can begin any more; if one has, those that have begun are waited for, and there is another look.
+ */
+static void let_go_all(struct nt_pager *pager)
+{
 	bool changing;
 	do {
 		while (let_go_mappings(pager))
@@ -206,8 +219,18 @@ void stop_watching(struct nt_pager *pager)
 		changing = is_any_changing(pager);
 		settle(pager);
 	} while (changing);
-	for (size_t number = 0; number < pager->segments_count; number++) {
-		const struct segment *segment = &pager->segments[number];
-		unwatch(pager, uffd_of(pager, segment), segment->shadow, segment->pages * pager->page_size);
+}
+
+/* Nothing is armed: let go of all that is watched (I8). */
+void stop_watching(struct nt_pager *pager)
+{
+	for (size_t number = 0; number < pager->regions_count; number++) {
+		const struct region *region = &pager->regions[number];
+		let_go(pager, pager->descriptors[region->descriptor].uffd, region->place, region->size);
 	}
+	pager->regions_count = 0;
+	if (pager->mechanism->out_of_place)
+		let_go_all(pager);
+	if (pager->mechanism->unwatch_own)
+		pager->mechanism->unwatch_own(pager);
 }

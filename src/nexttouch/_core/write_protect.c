@@ -1,66 +1,20 @@
-/*
- * NT_WRITE_PROTECT: pages stay where they are, write-protected; a store is the signal to move them. A page is never without
- * its contents, whatever fails: the worst outcome is a page that stays.
- */
-#include <errno.h>
-
+/* NT_WRITE_PROTECT: pages stay where they are, write-protected; a store is the signal to move them (5.7; all memory 5.19). */
 #include "internal.h"
 
-static int protect_range(int uffd, uint64_t address, uint64_t size, bool on)
+static int protect(int uffd, uint64_t address, uint64_t size, bool on)
 {
 	struct uffdio_writeprotect request = {.range = {.start = address, .len = size},
 					      .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) ? errno : 0;
 }
 
-static int arm(struct nt_pager *pager, struct pages run)
-{
-	uint64_t unit = run.segment->unit;
-	int uffd = uffd_of(pager, run.segment);
-	if (!protect_range(uffd, address_of(pager, run.segment, run.first), run.count * pager->page_size, true)) {
-		set_states(pager, run, NT_ARMED);
-		return 0;
-	}
-	for (uint64_t page = 0; page < run.count; page += unit) {
-		struct pages one = part(run, page, unit);
-		int number = protect_range(uffd, address_of(pager, one.segment, one.first), unit * pager->page_size, true);
-		if (number == EAGAIN) {
-			set_states(pager, part(run, page, run.count - page), NT_PLANNED);
-			return EAGAIN;
-		}
-		if (!number)
-			set_states(pager, one, NT_ARMED);
-		else
-			conclude(pager, one, number == ENOENT || number == ESRCH ? NT_UNMAPPED : NT_UNSUITABLE);
-	}
-	return 0;
-}
-
-/* Stop trapping a run and wake its waiters; a run that is half unmapped is done page by page. */
-static void unprotect(struct nt_pager *pager, int uffd, uint64_t address, uint64_t size, uint64_t step)
-{
-	int number = protect_range(uffd, address, size, false);
-	pager->gone |= number == ESRCH;
-	if (!number || pager->gone)
-		return;
-	for (uint64_t done = 0; done < size; done += step)
-		if (protect_range(uffd, address + done, step, false))
-			wake_range(uffd, address + done, step);
-}
-
-static int give_back_at(struct nt_pager *pager, struct pages run, uint64_t to, uint8_t state)
-{
-	unprotect(pager, uffd_of(pager, run.segment), to, run.count * pager->page_size, run.segment->unit * pager->page_size);
-	conclude(pager, run, state);
-	return 0;
-}
-
-static int resolve_stray(struct nt_pager *pager, int uffd, uint64_t page)
-{
-	int number = protect_range(uffd, page, pager->page_size, false);
-	if (number)
-		wake_range(uffd, page, pager->page_size);
-	return number;
-}
-
-const struct mechanism write_protect = {.arm = arm, .give_back = give_back_at, .resolve_stray = resolve_stray};
+const struct mechanism write_protect = {
+	.name = "write_protect",
+	.features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+	.more_features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM, /* before 5.19 only anonymous memory can be protected */
+	.register_mode = UFFDIO_REGISTER_MODE_WP,
+	.arm = arm_in_place,
+	.give_back = give_back_in_place,
+	.resolve_stray = resolve_stray_in_place,
+	.protect = protect,
+};

@@ -218,7 +218,7 @@ def _check_mappings(pid: int, thread: int) -> None:
         raise TargetRefused(pid, TAKEN)
 
 
-_REGISTERED = re.compile(rb" u[mwi] ")  # missing, write-protect, minor
+_REGISTERED = re.compile(rb" u[mwir] ")  # missing, write-protect, minor, read-write-protect
 
 
 def _system_call_instruction(thread: int) -> int:

@@ -13,9 +13,10 @@ from ..errors import InvalidArgument, KernelError
 from ..linux import procfs
 from ..topology import check_target
 from . import spans
+from .mechanisms import asked_for, userfaultfd_features, working
 from .migration import Migration
 from .options import Options, Service
-from .plan import Mechanism, make_plan
+from .plan import make_plan
 from .planning import planning
 
 __all__ = ["lazy", "next_touch"]
@@ -33,7 +34,7 @@ def lazy(
     deadline: float | None = None,
     window: int = 64,
     service: Service = "thread",
-    mechanism: Mechanism | None = None,
+    mechanism: str | None = None,
     always: bool = False,
 ) -> Migration:
     """Move the pages of `x` to node `to` when they are next touched, and the untouched ones by a sweep.
@@ -57,11 +58,10 @@ def lazy(
             faster for single pages and needs no privilege. But no system call waits then: one whose first page is
             armed fails with EFAULT, and one that comes to an armed page later ends there, as read(2), which returns
             **fewer bytes than asked for, without an error** (`readinto`, `recv_into`, `numpy.fromfile` into the
-            array). And a thread that blocks SIGBUS dies of its first touch of an armed page. Only private anonymous
-            memory is served inline: for the rest (shared memory, write_protect) there is the thread, with the privilege
-            that it needs.
-        mechanism: "relocate" (any touch moves a page) or "write_protect" (only a store does) instead of the best that
-            each mapping allows.
+            array). And a thread that blocks SIGBUS dies of its first touch of an armed page. Stores that
+            "write_protect" traps are not served inline: for them there is the thread, with the privilege that it needs.
+        mechanism: "rwp" (any touch moves a page; Linux 7.3), "relocate" (the same for private anonymous memory) or
+            "write_protect" (only a store does) instead of the best that each mapping allows.
         always: move pages that are on a target node already, too, into other frames of it. Those that are
             write-protected, or whose mapping has a memory policy of its own, keep their frames, but count as moved.
 
@@ -89,7 +89,7 @@ def next_touch(
     deadline: float | None = None,
     window: int = 64,
     service: Service = "thread",
-    mechanism: Mechanism | None = None,
+    mechanism: str | None = None,
 ) -> Migration:
     """Move each page of `x` to the node of the thread that touches it next.
 
@@ -116,12 +116,9 @@ def next_touch(
     return _begin(x, (), Options(service, window, 0, deadline), mechanism, False)
 
 
-def _begin(
-    x: object, targets: tuple[int, ...], options: Options, mechanism: Mechanism | None, always: bool
-) -> Migration:
+def _begin(x: object, targets: tuple[int, ...], options: Options, name: str | None, always: bool) -> Migration:
     options.check()
-    if mechanism not in (None, "relocate", "write_protect"):
-        raise InvalidArgument("mechanism", f"is {mechanism!r}, but has to be 'relocate' or 'write_protect'")
+    mechanism = None if name is None else asked_for(name)
     start, end = _writable_span(x)
     keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
     with planning():
@@ -144,7 +141,13 @@ def _writable_span(x: object) -> tuple[int, int]:
         raise InvalidArgument("x", f"is {x!r}, but has to be an array; use `attach` for a process")
     span = placement.span(x)
     writable = x.flags.writeable if isinstance(x, np.ndarray) else not memoryview(x).readonly  # type: ignore[arg-type]
-    # A view that forbids writing can be of memory that does not: what counts is the mapping.
-    if not writable and not any(mapping.writable for mapping in procfs.mappings(0, *span)):
+    # A view that forbids writing can be of memory that does not, or that a mechanism is for all the same.
+    if not writable and not _can_be_trapped(*span):
         raise InvalidArgument("x", "is in read-only memory, so its pages cannot be trapped; use `move`")
     return span
+
+
+def _can_be_trapped(start: int, end: int) -> bool:
+    features = userfaultfd_features()
+    traps = working(features)
+    return any(trap.can_trap(smap, features) for smap in procfs.smaps(0, start, end) for trap in traps)

@@ -3,13 +3,10 @@
 Nothing here changes anything, but for one thing: pages of this process's shared memory and files that are in memory
 get the entries here that they lack, since without an entry the kernel moves no page.
 
-A mapping gets the best mechanism that it allows:
+A mapping gets the first mechanism (`nexttouch.live.mechanisms`) that works here and is for it; everything else that can
+move, such as files, is moved eagerly at the end, without a trap.
 
-    relocate        private anonymous memory of this process, writable: traps any touch
-    write_protect   anonymous memory, shared memory and hugetlb, writable, of any process: traps stores
-    eager           everything else that can move (files, read-only memory): moved at the end, without a trap
-
-In another process the kernel's own stores to the memory of a thread that ends would fail on a page that is protected
+In another process the kernel's own accesses to the memory of a thread that ends would fail on a page that is a trap
 (`nexttouch.linux.threads`): those pages are moved at the end, too.
 """
 
@@ -17,33 +14,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FeatureMissing, KernelError, TargetRefused
+from .. import _core
+from ..errors import TargetRefused
 from ..linux import procfs
 from ..linux.occupied import unseen_in_swap
 from ..linux.pagecache import map_cached
-from ..linux.procfs import Kind, Smap
+from ..linux.procfs import Smap
 from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
-from ..linux.userfaultfd import Feature, available_features
+from ..linux.userfaultfd import Feature
 from .descriptor import TAKEN
+from .mechanisms import Mechanism, userfaultfd_features, working
 from .pages import Pages, find, find_each, reasons
 from .reason import Reason
+from .target import wanted_nodes
 
-__all__ = ["Mechanism", "Part", "Plan", "make_plan"]
+__all__ = ["Part", "Plan", "make_plan"]
 
-Mechanism = Literal["relocate", "write_protect", "eager"]
-
-_WATCHED = frozenset({"um", "uw", "ui"})  # VmFlags of memory that a userfaultfd watches
+_WATCHED = frozenset({"um", "uw", "ui", "ur"})  # VmFlags of memory that a userfaultfd watches
 _RESERVE = 512 * PAGE_SIZE  # holes up to this size are watched along: fewer, larger ranges
 _MOST_RANGES = 1024
-_ANYWHERE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +47,18 @@ class Part:
     """What one pager takes.
 
     Attributes:
-        mechanism: how it traps and moves.
+        mechanism: the name of that by which it traps.
         runs: shape (n, 3), uint64: address, pages, pages that move together.
         ranges: shape (m, 2), uint64: address and bytes of what is registered with the kernel.
-        origins: shape (pages,), int16: the node each page is on, -1 to move it wherever it is.
+        origins: shape (pages,), int16: the node each page is on, ANYWHERE (-1) to move it wherever it is.
+        wanted: shape (pages,), int16: the node each page is to go to, TOUCHER (-1) for that of its next toucher.
     """
 
-    mechanism: Mechanism
+    mechanism: str
     runs: NDArray[np.uint64]
     ranges: NDArray[np.uint64]
     origins: NDArray[np.int16]
+    wanted: NDArray[np.int16]
 
 
 @dataclass(slots=True)
@@ -90,12 +88,20 @@ def make_plan(
     targets: tuple[int, ...],
     *,
     mechanism: Mechanism | None = None,
+    traps: tuple[Mechanism, ...] | None = None,
     always: bool = False,
 ) -> Plan:
     """Plan the migration of `spans` (byte addresses [start, end); None: all memory) of process `pid` (0: this one).
 
-    Whole pages only: a page that a span covers in part is left. With `always`, pages that are on a target node already
-    move as well, to another frame.
+    Whole pages only: a page that a span covers in part is left.
+
+    Args:
+        pid: whose pages.
+        spans: which.
+        targets: nodes, interleaved; none: the node of the thread that touches.
+        mechanism: this one, and what it is not for stays.
+        traps: what to choose from, the best first (None: what works here), and the rest moves eagerly.
+        always: pages that are on a target node already move as well, to another frame.
 
     Raises:
         NoSuchProcess, NotPermitted: about `pid`.
@@ -104,6 +110,8 @@ def make_plan(
     plan = Plan(pid, targets)
     if not pid:
         _map(plan, spans or [])
+    features = userfaultfd_features()
+    choice = (mechanism,) if mechanism else working(features) if traps is None else traps
     found: dict[Mechanism, list[Pages]] = {}
     whole: list[tuple[int, int]] = []
     pieces = list(_pieces(plan, spans))
@@ -115,21 +123,18 @@ def make_plan(
         swapped = unseen_in_swap(smap, start, end)
         plan.left[Reason.SWAPPED] += swapped
         plan.pages += pages.count + swapped
-        way = _way(smap, pid, mechanism)
-        stay = _stay(pages, targets, way, always, plan.left)
-        if way is not None:
-            untrapped = ~stay & _within(pages, ends)
-            if untrapped.any():
-                plan.eager.append(pages.those(untrapped))
-            trapped = ~stay & ~untrapped
-            found.setdefault(way, []).append(pages.those(trapped))
-            if pid and way == "write_protect" and trapped.any():
+        trap = _trap(smap, pid, choice, features)
+        movable = _is_movable(smap) and (trap is not None or mechanism is None)
+        stay = _stay(pages, targets, movable, always and trap is not None, plan.left)
+        trapped = ~stay & ~_within(pages, ends) if trap else np.zeros(len(pages), np.bool_)
+        if movable and (~stay & ~trapped).any():
+            plan.eager.append(pages.those(~stay & ~trapped))
+        if trap and trapped.any():
+            found.setdefault(trap, []).append(pages.those(trapped))
+            if pid:
                 whole.append((start, end - start))
-    for way, parts in found.items():
-        if way == "eager":
-            plan.eager += [pages for pages in parts if len(pages)]
-        elif any(len(pages) for pages in parts):
-            plan.parts.append(_part(way, parts, always, whole))
+    for trap, parts in found.items():
+        plan.parts.append(_part(trap, parts, targets, always, whole))
     plan.left = +plan.left
     return plan
 
@@ -167,44 +172,27 @@ def _count_partial(plan: Plan, first: int, last: int, start: int, end: int) -> N
         plan.pages += count
 
 
-# The mechanism for a mapping; None if it has none, or not the one that was asked for.
-def _way(smap: Smap, pid: int, asked: Mechanism | None) -> Mechanism | None:
-    allowed = list(_ways(smap, pid))
-    if asked is not None:
-        return asked if asked in allowed else None
-    return allowed[0] if allowed else None
+def _is_movable(smap: Smap) -> bool:
+    return smap.mapping.kind.movable and not smap.flags & (_WATCHED | {"io", "pf"})
 
 
-def _ways(smap: Smap, pid: int) -> Iterator[Mechanism]:
-    mapping, flags = smap.mapping, smap.flags
-    if not mapping.kind.movable or flags & _WATCHED or flags & {"io", "pf"}:
-        return
-    anonymous = mapping.kind in {Kind.ANONYMOUS, Kind.HEAP, Kind.STACK} and not mapping.shared
-    if anonymous and mapping.writable and not mapping.executable and pid == 0 and not flags & {"lo", "dc", "gd"}:
-        yield "relocate"
-    shared = mapping.kind in {Kind.SHMEM, Kind.HUGETLB} and mapping.shared
-    if mapping.writable and (anonymous or (shared and _can_protect_shared())):
-        yield "write_protect"
-    yield "eager"
-
-
-def _can_protect_shared() -> bool:  # since Linux 5.19
-    with suppress(FeatureMissing, KernelError):
-        return Feature.WP_HUGETLBFS_SHMEM in available_features()
-    return False
+# The first mechanism that is for a mapping.
+def _trap(smap: Smap, pid: int, choice: tuple[Mechanism, ...], features: Feature) -> Mechanism | None:
+    fit = (each for each in choice if (each.foreign or not pid) and each.can_trap(smap, features))
+    return next(fit, None) if _is_movable(smap) else None
 
 
 def _stay(
-    pages: Pages, targets: tuple[int, ...], way: Mechanism | None, always: bool, left: Counter[Reason]
+    pages: Pages, targets: tuple[int, ...], movable: bool, always: bool, left: Counter[Reason]
 ) -> NDArray[np.bool_]:
     home = np.zeros(len(pages), dtype=np.bool_)
-    if not always or way == "eager":
+    if not always:
         for node in targets:
             home |= pages.nodes == node
     absent = pages.nodes < 0
     left[Reason.AT_HOME] += int(pages.units[home].sum())
     left.update(reasons(pages.nodes[absent], pages.units[absent]))
-    if way is None:
+    if not movable:
         left[Reason.UNSUITABLE] += int(pages.units[~home & ~absent].sum())
     stay: NDArray[np.bool_] = home | absent
     return stay
@@ -222,7 +210,13 @@ def _within(pages: Pages, spans: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 # `whole`: what to watch of another process's memory: its mappings as they are. The end of a range within one would cut
 # it in two, and mremap(2) fails on two mappings (EFAULT): that program would learn of it.
-def _part(mechanism: Mechanism, pieces: list[Pages], always: bool, whole: list[tuple[int, int]]) -> Part:
+def _part(
+    mechanism: Mechanism,
+    pieces: list[Pages],
+    targets: tuple[int, ...],
+    always: bool,
+    whole: list[tuple[int, int]],
+) -> Part:
     pages = Pages.joined(pieces)
     ends = pages.addresses + pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)
     borders = np.zeros(max(len(pages) - 1, 0), dtype=np.bool_)  # before the first page of another mapping
@@ -230,9 +224,10 @@ def _part(mechanism: Mechanism, pieces: list[Pages], always: bool, whole: list[t
     breaks = borders | (pages.addresses[1:] != ends[:-1]) | (pages.units[1:] != pages.units[:-1])
     starts, stops = _pairs(pages.addresses, ends, breaks)
     runs = np.stack((starts, (stops - starts) // np.uint64(PAGE_SIZE), _firsts(pages.units, breaks)), axis=1)
-    origins = np.full(pages.count, _ANYWHERE) if always else np.repeat(pages.nodes, pages.units)
+    origins = np.full(pages.count, _core.ANYWHERE) if always else np.repeat(pages.nodes, pages.units)
+    wanted = np.repeat(wanted_nodes(pages.addresses, pages.units, targets), pages.units)
     ranges = np.array(whole, np.uint64) if whole else _ranges(starts, stops, borders[breaks])
-    return Part(mechanism, np.ascontiguousarray(runs, np.uint64), ranges, origins.astype(np.int16))
+    return Part(mechanism.name, np.ascontiguousarray(runs, np.uint64), ranges, origins.astype(np.int16), wanted)
 
 
 # Few ranges that hold all runs. What lies between runs is watched too, and a touch there costs a fault that does

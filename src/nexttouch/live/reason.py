@@ -9,7 +9,7 @@ __all__ = ["Reason", "describe", "keyed"]
 
 
 class Reason(IntEnum):
-    """Why a page was not moved. The numbers are those of `enum nt_reason` in the C core, where that has the reason.
+    """Why a page was not moved. The numbers are those of the core (`nexttouch._core.REASONS`), where it has the reason.
 
     >>> Reason.SHARED.name, Reason.SHARED.sentence
     ('SHARED', 'mapped by several processes; moves only eagerly, with shared=True (--shared)')
@@ -34,6 +34,7 @@ class Reason(IntEnum):
     NOT_MAPPED = 48
     TARGET_GONE = 49
     UNREACHED = 50
+    OUTSIDE = 51
 
     @property
     def sentence(self) -> str:
@@ -60,6 +61,7 @@ _SENTENCES = {
     Reason.UNTRAPPED: "its touch cannot be caught (a file, or read-only memory); name a node, with `lazy` or `move`",
     Reason.SWAPPED: "in swap, thus on no node; comes back where its policy says, or on the node of its next toucher",
     Reason.NOT_MAPPED: "in memory, but not touched by this process, so it has no entry here; touch it, then move it",
+    Reason.OUTSIDE: "touched from outside the program, or by a thread that has ended, so on no node of its own",
     Reason.UNREACHED: "the move ended before its turn came, as told above",
 }
 

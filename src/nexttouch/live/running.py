@@ -32,6 +32,7 @@ from . import eager, exits
 from .descriptor import Acquired
 from .held import Held
 from .latch import Latch
+from .mechanisms import named
 from .options import Options, Service
 from .pages import Pages
 from .plan import Part, Plan
@@ -40,10 +41,10 @@ from .stats import Phase, Stats
 
 __all__ = ["Running", "running"]
 
-_SERVING, _DONE = 2, 3
+_SERVING, _DONE = _core.PHASES["serving"], _core.PHASES["done"]
 _PHASES: tuple[Phase, ...] = ("arming", "arming", "serving", "done")
-_WAITING_STATES = (0, 1, 2, 3, 6, 7)  # planned, arming, armed, returning, due: the pages without a final state
-_MOVED_FAULT, _MOVED_SWEEP = 4, 5
+_MOVED_FAULT, _MOVED_SWEEP = _core.STATES["moved_fault"], _core.STATES["moved_sweep"]
+_WAITING_STATES = sorted({*_core.STATES.values()} - {_MOVED_FAULT, _MOVED_SWEEP})
 
 
 class Running:
@@ -96,7 +97,7 @@ class Running:
             counts.update(numbers)
         states, eagerly = self._states(), self._eager  # looked at once, so that every page is counted once
         left = self._left(states, eagerly)
-        waiting = int(states[list(_WAITING_STATES)].sum())
+        waiting = int(states[_WAITING_STATES].sum())
         pending = 0 if eagerly else sum(pages.count for pages in self.plan.eager)
         return Stats(
             phase=self._phase(),
@@ -197,22 +198,22 @@ class Running:
 
     def _pager(self, part: Part, cpu_nodes: np.ndarray[Any, np.dtype[np.int32]], uffd: int) -> _core.Pager:
         options = self.options
-        inline = options.service == "inline" and part.mechanism == "relocate"
+        inline = options.service == "inline" and named(part.mechanism).inline
         if not inline and not self.plan.targets:
             _check_threads_can_be_found()
         return _core.Pager(
             runs=part.runs,
             ranges=part.ranges,
             origins=part.origins,
+            wanted=part.wanted,
             nodes=np.array(self.plan.targets, dtype=np.int32),
             cpu_nodes=cpu_nodes,
-            relocate=part.mechanism == "relocate",
-            inline=inline,
+            mechanism=_core.MECHANISMS[part.mechanism],
+            service=_core.SERVICES["inline" if inline else "thread"],
             pid=self.plan.pid,
             uffd=uffd,
             alive_fd=self._process.pidfd,
             user_mode=inline,  # its system calls fail on armed pages in any case; so no privilege is needed
-            toucher=not self.plan.targets,
             window=int(options.window),
             rate=math.inf if options.rate is None else options.rate,
             deadline=math.inf if options.deadline is None else options.deadline,
