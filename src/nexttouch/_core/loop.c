@@ -30,12 +30,12 @@ static bool arm_batch(struct nt_pager *pager)
 	return pager->arm_segment == pager->segments_count;
 }
 
-/* The next run of armed pages at the sweep's place, claimed; a second round finds what was armed again behind it. */
-static struct pages claim_swept(struct nt_pager *pager)
+/* The next run of up to `most` armed pages at the sweep's place, claimed; a second round finds what was armed again behind it. */
+static struct pages claim_swept(struct nt_pager *pager, uint64_t most)
 {
 	for (size_t round = 0; round <= pager->segments_count; round++) {
 		const struct segment *segment = &pager->segments[pager->sweep_segment];
-		uint64_t chunk = segment->unit > SWEEP_PAGES ? segment->unit : SWEEP_PAGES;
+		uint64_t chunk = greater(most / segment->unit * segment->unit, segment->unit);
 		while (pager->sweep_page < segment->pages && state_of(pager, segment, pager->sweep_page) != NT_ARMED)
 			pager->sweep_page++;
 		uint64_t limit = pager->sweep_page + chunk < segment->pages ? pager->sweep_page + chunk : segment->pages;
@@ -48,18 +48,27 @@ static struct pages claim_swept(struct nt_pager *pager)
 	return (struct pages){pager->segments, 0, 0};
 }
 
-/* Put the next step of the sweep back, which makes it due; what waits for its toucher stays. */
+/*
+ * Put the next step of the sweep back, which makes it due; what waits for its toucher stays. A step is of several runs where
+ * faults have left only short ones: it is one call of the mover, whose price hardly depends on how many pages move.
+ */
 static void sweep(struct nt_pager *pager)
 {
-	uint64_t began = now_ns();
-	struct pages run = claim_swept(pager);
-	if (!run.count)
+	uint64_t began = now_ns(), swept = 0;
+	bool again = false;
+	while (swept < SWEEP_PAGES && !again) {
+		struct pages run = claim_swept(pager, SWEEP_PAGES - swept);
+		if (!run.count)
+			break;
+		count(&pager->counts.sweeps, 1);
+		again = return_run(pager, run, -1, NT_DUE_SWEEP);
+		pager->sweep_page += again ? 0 : run.count;
+		swept += run.count;
+	}
+	if (!swept)
 		return;
-	count(&pager->counts.sweeps, 1);
-	if (!return_run(pager, run, -1, NT_DUE_SWEEP))
-		pager->sweep_page += run.count;
 	pager->swept_ns = began;
-	pager->swept_pages = run.count;
+	pager->swept_pages = swept;
 }
 
 /* Nothing is due: the last step of the sweep has been moved, if there was one. */
