@@ -91,8 +91,9 @@ struct descriptor {
 
 /* What is known of a thread that faults: its node, and the window that its faults move. */
 struct toucher {
-	pid_t thread;
-	int node;
+	pid_t thread;  /* as it calls itself */
+	pid_t task;    /* as it is called here; 0: not looked up */
+	int node;      /* negative: not a thread of the program's */
 	uint64_t expires_ns; /* when `node` has to be looked up again */
 	uint64_t low, high;  /* addresses of the last window moved for it */
 	uint64_t window;     /* pages */
@@ -193,6 +194,7 @@ struct nt_pager {
 	_Atomic size_t unreturned; /* pages that are traps, or will be */
 	_Atomic size_t unfinished; /* these, and those that are due: pages without a final state */
 	_Atomic bool gone;         /* the memory is: the process has ended, or become another program */
+	bool elsewhere;            /* the program is in another pid namespace */
 	bool dont_fork;            /* registered memory carries MADV_DONTFORK of ours */
 	_Atomic bool all_full;     /* no target node has room */
 	struct nt_nodemask full[2]; /* nodes that had no room for small pages, for huge ones */
@@ -349,6 +351,7 @@ uint64_t pace_next(const struct pace *pace);
 /* touchers.c */
 struct toucher *toucher_of(struct nt_pager *pager, pid_t thread);
 int cpu_in_stat(const char *text);
+pid_t innermost_in_status(const char *text);
 int node_of_cpu(const struct nt_pager *pager, int cpu);
 
 /* moving.c */

@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "internal.h"
 
@@ -104,6 +105,15 @@ static void assign_descriptors(struct nt_pager *pager)
 	}
 }
 
+/* Whether a process is in another pid namespace than this one; also where that cannot be told. */
+static bool is_elsewhere(pid_t pid)
+{
+	struct stat ours, its;
+	char path[32];
+	snprintf(path, sizeof path, "/proc/%d/ns/pid", pid);
+	return stat("/proc/self/ns/pid", &ours) || stat(path, &its) || ours.st_ino != its.st_ino;
+}
+
 bool open_files(struct nt_pager *pager, struct nt_error *error)
 {
 	pager->ready_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -116,6 +126,7 @@ bool open_files(struct nt_pager *pager, struct nt_error *error)
 		return false;
 	assign_descriptors(pager);
 	char path[32] = "/proc/self/pagemap";
+	pager->elsewhere = pager->options.pid && is_elsewhere(pager->options.pid);
 	if (pager->options.pid)
 		snprintf(path, sizeof path, "/proc/%d/pagemap", pager->options.pid);
 	pager->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);

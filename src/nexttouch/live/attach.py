@@ -4,43 +4,54 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import SupportsIndex
+from dataclasses import replace
+from typing import Literal, SupportsIndex
 
-from ..errors import KernelError, NoSuchProcess, TargetRefused
+from ..errors import InvalidArgument, KernelError, NoSuchProcess, TargetRefused
 from ..linux import procfs
 from ..linux.process import process_id
-from ..linux.userfaultfd import Feature
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
+from .mechanisms import Mechanism, asked_for, best_foreign
 from .migration import Migration
 from .options import Options
 from .plan import make_plan
 
 __all__ = ["attach"]
 
-_FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.THREAD_ID
-
 
 def attach(
     pid: SupportsIndex,
-    to: SupportsIndex | Iterable[SupportsIndex],
+    to: SupportsIndex | Iterable[SupportsIndex] | Literal["toucher"],
     *,
     rate: float | None = None,
     deadline: float | None = None,
     window: int = 64,
+    mechanism: str | None = None,
     always: bool = False,
     lend_device: bool = False,
 ) -> Migration:
-    """Move the memory of process `pid` to node `to` as the program writes to it, and the rest by a sweep.
+    """Move the memory of process `pid` to node `to` as the program touches it, and the rest by a sweep.
 
-    The program is stopped once, for some milliseconds, whatever its size. After that its pages are write-protected: a
-    store waits until its page may be written to again, and the page moves right after it; loads go on undisturbed. What
-    cannot be protected (files, read-only memory) is moved eagerly at the end. What pins pages for a device and cannot
-    wait (registering memory with AF_XDP) fails in the program with EFAULT on a page that is protected. If this process
-    dies, the kernel takes back every protection: the program runs on and loses nothing; so, too, if what is returned is
-    dropped, which cancels. Arguments as `lazy`; `rate=0` and no deadline leaves unwritten pages where they are until
-    `cancel`. With `always`, pages that are on a target node already are trapped as well, and found to be there when
-    their turn comes: to see what attaching costs a program without moving anything.
+    The program is stopped once, for some milliseconds, whatever its size. After that its pages are traps: an access
+    waits until its page is accessible again, and the page moves right after it. Since Linux 7.3 any touch is caught
+    ("rwp"); before that only stores are ("write_protect"), and loads go on undisturbed. What cannot be trapped (files)
+    is moved eagerly at the end. What pins pages for a device and cannot wait (registering memory with AF_XDP) fails in
+    the program with EFAULT on a page that is a trap. If this process dies, the kernel gives back every permission: the
+    program runs on and loses nothing; so, too, if what is returned is dropped, which cancels.
+
+    Args:
+        pid: the process.
+        to: target node, or several, interleaved; "toucher": each page goes to the node of the thread that touches it
+            next. Then there is no sweep, and what cannot be trapped stays (Reason.UNTRAPPED).
+        rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep: without a deadline untouched
+            pages then stay where they are until `cancel`.
+        deadline: seconds after which what is left is moved at full speed ("toucher": stays); None: never.
+        window: most pages that one touch moves.
+        mechanism: "rwp" or "write_protect" instead of the best that this kernel has.
+        always: trap pages that are on a target node already as well, and find them there when their turn comes: to see
+            what attaching costs a program without moving anything.
+        lend_device: see below.
 
     The program opens a userfaultfd for it, so it has to have the right: run as root or with CAP_SYS_PTRACE, or by the
     sysctl vm.unprivileged_userfaultfd or the mode of /dev/userfaultfd. With `lend_device` it gets this process's open
@@ -64,22 +75,39 @@ def attach(
     """
     options = Options("thread", window, rate, deadline)
     options.check()
+    if to == "toucher":
+        if rate:
+            raise InvalidArgument("rate", f"is {rate!r}, but without a target node there is no sweep; leave it out")
+        options = replace(options, rate=0)
     pid = process_id(pid)
+    trap = _mechanism(mechanism)
     try:
-        return _attach(pid, check_target(to), options, always, lend_device)
+        targets = () if isinstance(to, str) and to == "toucher" else check_target(to)
+        return _attach(pid, targets, options, trap, always=always, lend=lend_device)
     except NoSuchProcess as error:
         if error.pid == pid:
             raise
         raise NoSuchProcess(pid, "while it was attached to") from None  # the thread that stood in for its main thread
 
 
-def _attach(pid: int, targets: tuple[int, ...], options: Options, always: bool, lend: bool) -> Migration:
+def _mechanism(name: str | None) -> Mechanism:
+    if name is None:
+        return best_foreign()
+    mechanism = asked_for(name)
+    if not mechanism.foreign:
+        raise InvalidArgument("mechanism", f"is {name!r}, which works within one process only")
+    return mechanism
+
+
+def _attach(
+    pid: int, targets: tuple[int, ...], options: Options, mechanism: Mechanism, *, always: bool, lend: bool
+) -> Migration:
     check(pid)
-    targets = check_target(targets, pid=pid)
-    acquired = acquire(pid, features=_FEATURES, wanted=Feature.WP_HUGETLBFS_SHMEM, lend=lend)
+    targets = check_target(targets, pid=pid) if targets else ()
+    acquired = acquire(pid, features=mechanism.features, wanted=mechanism.more_features, lend=lend)
     # The plan is made after that: by now the descriptors say which process it is, even if its number is used again.
     try:
-        plan = make_plan(procfs.with_memory(pid), None, targets, always=always)
+        plan = make_plan(procfs.with_memory(pid), None, targets, traps=(mechanism,), always=always)
     except BaseException:
         acquired.close()
         raise

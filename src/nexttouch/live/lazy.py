@@ -13,6 +13,7 @@ from ..errors import InvalidArgument, KernelError
 from ..linux import procfs
 from ..topology import check_target
 from . import spans
+from .attach import attach
 from .mechanisms import asked_for, userfaultfd_features, working
 from .migration import Migration
 from .options import Options, Service
@@ -94,10 +95,18 @@ def next_touch(
     """Move each page of `x` to the node of the thread that touches it next.
 
     For data that one thread filled and others work on: after their first pass each part is where its worker is. A page
-    that nobody touches waits until `deadline`, and then stays where it is (Reason.UNTOUCHED); without a deadline until
-    the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be caught
-    (Reason.UNTRAPPED). Arguments as `lazy`, and what it says of `service`: system calls on armed pages. Keep what is
-    returned: dropped, it is cancelled (ResourceWarning).
+    that no thread touches waits until `deadline`, and then stays where it is (Reason.UNTOUCHED); without a deadline
+    until the migration is cancelled, which the end of a `with` block does. So stay, too, pages whose touch cannot be
+    caught (Reason.UNTRAPPED). Keep what is returned: dropped, it is cancelled (ResourceWarning).
+
+    Args:
+        x: as in `lazy`; or the id of another process, all of whose memory it is then, as with
+            `attach(x, to="toucher")`. Where the kernel has no RWP (before 7.3) the next touch of another process's page
+            is the next store to it.
+        deadline: seconds after which what is left stays; None: never.
+        window: most pages that one touch moves.
+        service: as in `lazy`, with what that says of system calls; another process's memory is not served inline.
+        mechanism: as in `lazy`.
 
     >>> array = nt.zeros((1024, 512), node=2)
     >>> array[:] = 1
@@ -111,8 +120,12 @@ def next_touch(
     {1: 512, 2: 512}
 
     Raises:
-        As `lazy`.
+        As `lazy`; of a process as `attach`.
     """
+    if isinstance(x, int) and not isinstance(x, bool):
+        if service != "thread":
+            raise InvalidArgument("service", f"is {service!r}, but another process's memory is served by a thread")
+        return attach(x, "toucher", deadline=deadline, window=window, mechanism=mechanism)
     return _begin(x, (), Options(service, window, 0, deadline), mechanism, False)
 
 

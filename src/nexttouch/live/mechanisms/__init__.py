@@ -12,7 +12,7 @@ from .relocate import RELOCATE
 from .rwp import RWP
 from .write_protect import WRITE_PROTECT
 
-__all__ = ["MECHANISMS", "Mechanism", "asked_for", "named", "userfaultfd_features", "working"]
+__all__ = ["MECHANISMS", "Mechanism", "asked_for", "best_foreign", "named", "userfaultfd_features", "working"]
 
 MECHANISMS = (RWP, RELOCATE, WRITE_PROTECT)
 """All there are; a mapping gets the first that works here and is for it."""
@@ -33,6 +33,13 @@ def working(features: Feature) -> tuple[Mechanism, ...]:
     ['rwp']
     """
     return tuple(mechanism for mechanism in MECHANISMS if mechanism.features in features)
+
+
+def best_foreign() -> Mechanism:
+    """Return the best mechanism for another process's memory; where none works, the one that asks for the least."""
+    features = userfaultfd_features()
+    foreign = [mechanism for mechanism in MECHANISMS if mechanism.foreign]
+    return next((mechanism for mechanism in foreign if mechanism.features in features), foreign[-1])
 
 
 def named(name: object, *, argument: str = "mechanism") -> Mechanism:
