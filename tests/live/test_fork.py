@@ -22,8 +22,8 @@ from targets.programs import compiled
 import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.live import lazy as module
-from nexttouch.live import plan
-from nexttouch.live import running as beginning
+from nexttouch.live import plan, registry
+from nexttouch.live.running import Running
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -283,15 +283,15 @@ def test_a_fork_whose_wait_for_a_plan_is_interrupted(mode: str) -> None:
 
 def test_a_pager_that_is_the_parents_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that was forked off between the making of a pager and its start, as if: it plans again."""
-    make, made = beginning.Running._pager, []
+    make, made = Running._pager, []
 
-    def forked(self: beginning.Running, *arguments: Any) -> Any:
+    def forked(self: Running, *arguments: Any) -> Any:
         made.append(make(self, *arguments))
         if len(made) == 1:
-            monkeypatch.setattr(beginning, "_forks", beginning._forks + 1)
+            monkeypatch.setattr(registry, "_forks", registry.forks() + 1)
         return made[-1]
 
-    monkeypatch.setattr(beginning.Running, "_pager", forked)
+    monkeypatch.setattr(Running, "_pager", forked)
     with Memory(100) as memory:
         with nt.lazy(memory.words, 0, always=True) as migration:
             pass

@@ -27,7 +27,8 @@ from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, run_t
 
 import nexttouch as nt
 from nexttouch import Reason, Stats
-from nexttouch.live import running as module
+from nexttouch.live import registry
+from nexttouch.live.running import Running
 
 way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
@@ -469,13 +470,19 @@ def test_those_that_are_under_way() -> None:
         assert nt.migrations() == []
 
 
+def the_one_under_way() -> Running:
+    (found,) = registry.running
+    assert isinstance(found, Running)
+    return found
+
+
 @way
 def test_one_that_is_dropped_is_cancelled(options: dict[str, Any]) -> None:
     """Its owner is told; and the array goes only after everything is given back."""
     with Memory(100) as memory:
         begun = nt.lazy(memory.words, 0, always=True, rate=0, **options)
         assert begun.wait_armed(HANG)
-        (under_way,) = module.running
+        under_way = the_one_under_way()
         with pytest.warns(ResourceWarning, match=r"^a migration was dropped while it was under way") as told:
             del begun
         assert told[0].filename == __file__
@@ -490,7 +497,7 @@ def test_an_array_outlives_a_migration_that_is_dropped_with_it() -> None:
     gone = weakref.ref(array)
     begun = nt.lazy(array, 0, always=True, rate=0)
     assert begun.wait_armed(HANG)
-    (under_way,) = module.running
+    under_way = the_one_under_way()
     held = []
     settle = under_way._settle
 
@@ -514,7 +521,7 @@ def test_many_that_are_dropped_leave_nothing() -> None:
         for number in range(40):
             with pytest.warns(ResourceWarning):
                 nt.lazy(np.ones(20 * WORDS), 0, always=True, rate=0, service="inline" if number % 2 else "thread")
-        until(lambda: not module.running, "the end of them all")
+        until(lambda: not registry.running, "the end of them all")
         until(lambda: no_more(belongings(memory), before), "the end of threads and descriptors")
 
 
@@ -534,7 +541,7 @@ def test_garbage_that_is_found_by_any_thread() -> None:
         del circle
         with pytest.warns(ResourceWarning):
             run_threads(gc.collect, memory.part(0, 50).sum)
-        until(lambda: not module.running, "the end of the migration")
+        until(lambda: not registry.running, "the end of the migration")
         memory.check()
 
 
@@ -554,7 +561,7 @@ def test_without_a_thread_to_watch_it_nothing_begins(options: dict[str, Any]) ->
             threading.stack_size(0)
         assert failed.value.errno == errno.EAGAIN
         assert belongings(memory)[2] == []
-        assert not module.running
+        assert not registry.running
         memory.check()
         with nt.lazy(memory.words, 0, always=True, **options) as migration:
             pass
@@ -579,7 +586,7 @@ def test_an_exception_as_the_watch_begins_gives_everything_back(
             patch.setattr(threading.Thread, "start", raising)
             with pytest.raises(Interrupted):
                 nt.lazy(memory.words, 0, always=True, rate=0, **options)
-        until(lambda: not module.running, "the end of the migration")
+        until(lambda: not registry.running, "the end of the migration")
         assert belongings(memory)[2] == []
         memory.check()
 
@@ -593,16 +600,16 @@ def test_exceptions_that_keep_everybody_from_watching(monkeypatch: pytest.Monkey
     with Memory(100) as memory:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", raising)
-            patch.setattr(module.Running, "ask_to_end", raising)
+            patch.setattr(Running, "ask_to_end", raising)
             with pytest.raises(Interrupted) as raised:  # which holds the half-made one
                 nt.lazy(memory.words, 0, always=True, rate=0)
-        (migration,) = module.running
+        (migration,) = registry.running
         del raised
         cancelling = threading.Thread(target=migration.cancel, daemon=True)
         cancelling.start()
         cancelling.join(HANG)
         assert not cancelling.is_alive()
-        assert not module.running
+        assert not registry.running
         assert belongings(memory)[2] == []
         memory.check()
 

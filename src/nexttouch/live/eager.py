@@ -27,7 +27,7 @@ from ..linux.process import process_id
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
-from . import spans
+from . import registry
 from .held import Held
 from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
@@ -175,7 +175,7 @@ def _pages_of(x: object, pid: int, dry_run: bool) -> tuple[int, Mapped]:
     if pid:
         return 0, find_mapped(pid)
     start, end = placement.span(x)
-    spans.refuse_overlap(start, end)
+    registry.refuse_overlap(start, end)
     without = unmapped(start, end) if dry_run else map_cached(start, end)
     return without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 

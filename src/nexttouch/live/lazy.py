@@ -12,7 +12,7 @@ from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..linux import procfs
 from ..topology import check_target
-from . import spans
+from . import registry
 from .attach import attach
 from .mechanisms import asked_for, userfaultfd_features, working
 from .migration import Migration
@@ -135,8 +135,8 @@ def _begin(x: object, targets: tuple[int, ...], options: Options, name: str | No
     start, end = _writable_span(x)
     keep = x if isinstance(x, np.ndarray) else memoryview(x)  # type: ignore[arg-type]
     with planning():
-        spans.refuse_overlap(start, end)
-        with spans.beginning(start, end):
+        registry.refuse_overlap(start, end)
+        with registry.beginning(start, end):
             for attempt in range(_ATTEMPTS):
                 try:
                     plan = make_plan(0, [(start, end)], targets, mechanism=mechanism, always=always)
@@ -145,7 +145,7 @@ def _begin(x: object, targets: tuple[int, ...], options: Options, name: str | No
                 except KernelError as error:
                     if error.errno not in _CHANGED or attempt == _ATTEMPTS - 1:
                         raise
-            spans.remember(migration._running, start, end)
+            registry.remember(migration._running, start, end)
     return migration
 
 

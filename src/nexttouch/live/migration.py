@@ -10,10 +10,11 @@ from typing import Self
 
 from ..errors import InvalidArgument
 from ..quantities import is_number
+from . import registry
 from .descriptor import Acquired
 from .options import Options
 from .plan import Plan
-from .running import Running, running
+from .running import Running
 from .stats import Stats
 
 __all__ = ["Migration", "migrations"]
@@ -120,7 +121,7 @@ class Migration:
 
 _DROPPED = "a migration was dropped while it was under way, and is cancelled: keep it, or use it in a with statement"
 
-_owned: weakref.WeakValueDictionary[Running, Migration] = weakref.WeakValueDictionary()
+_owned: weakref.WeakValueDictionary[registry.Run, Migration] = weakref.WeakValueDictionary()
 
 
 def migrations() -> list[Migration]:
@@ -135,7 +136,7 @@ def migrations() -> list[Migration]:
     Raises:
         Nothing.
     """
-    found = [_owned.get(each) for each in list(running)]
+    found = [_owned.get(each) for each in list(registry.running)]
     return [migration for migration in found if migration is not None and not migration.done]
 
 

@@ -3,13 +3,12 @@
 The pagers in C do the work. What is here starts them, waits for their end in a thread of its own, moves eagerly what no
 trap can be set for, and counts. No code here runs while a page fault waits.
 
-Until all is given back, whoever holds the `Migration` or not, what is under way is held by `running`, and with it the
-buffer: memory must not be collected while it is armed.
+Until all is given back, whether the `Migration` is kept or not, what is under way is held by `registry.running`, and
+with it the buffer: memory must not be collected while it is armed.
 """
 
 from __future__ import annotations
 
-import atexit
 import errno
 import math
 import os
@@ -28,7 +27,7 @@ from ..linux.mounts import check_proc
 from ..linux.occupied import in_swap, mapped_often
 from ..linux.syscall import PAGE_SIZE
 from ..topology import topology
-from . import eager, exits
+from . import eager, exits, registry
 from .descriptor import Acquired
 from .held import Held
 from .latch import Latch
@@ -39,7 +38,7 @@ from .plan import Part, Plan
 from .reason import Reason
 from .stats import Phase, Stats
 
-__all__ = ["Running", "running"]
+__all__ = ["Running"]
 
 _SERVING, _DONE = _core.PHASES["serving"], _core.PHASES["done"]
 _PHASES: tuple[Phase, ...] = ("arming", "arming", "serving", "done")
@@ -130,7 +129,7 @@ class Running:
         """
         taken, self._uffd = self._uffd, -1
         self._pagers = self._start(taken)
-        running.add(self)
+        registry.running.add(self)
         self._have_watched()
 
     def wait(self, seconds: float) -> bool:
@@ -159,18 +158,25 @@ class Running:
         for pager in self._pagers:
             pager.cancel()
 
+    def forget(self) -> None:
+        """Take it for done, in a forked child: the pagers and the threads that watch them are the parent's."""
+        self._ending.acquire(blocking=False)
+        self._finished.set()
+        if not self._looked.is_set:
+            self._looked.set()
+
     # ---- starting ----
 
     def _start(self, uffd: int) -> list[_core.Pager]:
         pagers: list[_core.Pager] = []
-        forks = _forks
+        forks = registry.forks()
         cpu_nodes = np.array([] if self.plan.targets else topology().cpu_nodes(), dtype=np.int32)
         try:
             for part in self.plan.parts:
                 taken, uffd = uffd, -1  # the pager closes it, even if it cannot be made
                 pager = self._pager(part, cpu_nodes, taken)
                 pagers.append(pager)
-                if _forks != forks:  # no call between this and the next, so no signal handler either
+                if registry.forks() != forks:  # no call between this and the next, so no signal handler either
                     raise OSError("fork", errno.EAGAIN, "a signal handler forked while the migration began")
                 pager.start()
         except BaseException as error:
@@ -236,7 +242,7 @@ class Running:
         finally:
             self.gone = not self._process.there
             self._release()
-            running.discard(self)
+            registry.running.discard(self)
             self._finished.set()
 
     def _reach(self, phase: int) -> None:
@@ -321,14 +327,6 @@ def _addresses(part: Part, chosen: NDArray[np.intp]) -> NDArray[np.uint64]:
     return np.sort(part.runs[run, 0] + within * np.uint64(PAGE_SIZE))
 
 
-_forks = 0
-"""Of these processes each is the next one's child: by it, one that was forked off in the middle of a start knows."""
-
-
-running: set[Running] = set()
-"""Migrations under way."""
-
-
 # The thread of the pager looks up in /proc on which CPU that of a fault was last.
 def _check_threads_can_be_found() -> None:
     try:
@@ -346,24 +344,3 @@ def _start_error(error: OSError, service: Service) -> NexttouchError:
     if call in ("userfaultfd", "UFFDIO_API"):
         return FeatureMissing("userfaultfd", os.strerror(number), "see `nexttouch doctor`")
     return KernelError(str(call), int(number), str(detail or f"the {service} service could not begin"))
-
-
-def _cancel_all() -> None:
-    for each in list(running):
-        each.cancel()
-
-
-def _forget_all() -> None:
-    """In a forked child: the pagers and the threads that watch them are the parent's."""
-    global _forks  # noqa: PLW0603 (of the process, as the fork is)
-    _forks += 1
-    for each in list(running):
-        each._ending.acquire(blocking=False)
-        each._finished.set()
-        if not each._looked.is_set:
-            each._looked.set()
-    running.clear()
-
-
-atexit.register(_cancel_all)
-os.register_at_fork(after_in_child=_forget_all)
