@@ -12,6 +12,7 @@ import nexttouch as nt
 from nexttouch.errors import NexttouchError
 from nexttouch.linux import mempolicy
 from nexttouch.linux.mempolicy import Mode
+from nexttouch.linux.process import SELF
 from nexttouch.linux.syscall import PAGE_SIZE
 
 from .figures import Figure, Series, ratios
@@ -142,7 +143,7 @@ def _move_lazily_and_touch(memory: PopulatedMemory) -> float:
 def _move_eagerly(memory: PopulatedMemory) -> float:
     began = time.perf_counter()
     addresses = memory.address + np.arange(memory.pages, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-    mempolicy.move_pages(0, addresses, _nodes()[1])
+    mempolicy.move_pages(SELF, addresses, _nodes()[1])
     return time.perf_counter() - began
 
 

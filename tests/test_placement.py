@@ -22,6 +22,7 @@ import nexttouch as nt
 from nexttouch.errors import InvalidArgument, NoSuchProcess, NotPermitted
 from nexttouch.linux import mempolicy, nodes, pagemap, procfs
 from nexttouch.linux.mempolicy import Mode
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.placement import Counts, Placement, span, where
 
@@ -62,8 +63,8 @@ def plain_counts(memory: Memory) -> Counter[str]:
     """One page at a time, by pagemap words and one query a page."""
     found: Counter[str] = Counter()
     for address in range(memory.address, memory.at(memory.pages), PAGE_SIZE):
-        word = int(pagemap.entries(0, address, 1)[0])
-        status = int(mempolicy.move_pages(0, np.array([address], dtype=np.uint64), None)[1][0])
+        word = int(pagemap.entries(SELF, address, 1)[0])
+        status = int(mempolicy.move_pages(SELF, np.array([address], dtype=np.uint64), None)[1][0])
         if not word & int(pagemap.PRESENT):
             found["holes"] += 1
         elif status == -errno.EFAULT:
@@ -364,7 +365,7 @@ def program() -> Iterator[int]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], bufsize=0, **pipes) as process:  # type: ignore[call-overload]
         process.stdout.read(1)
-        while procfs.status(process.pid).state != "S":  # until it reads it touches pages
+        while procfs.status(Process(process.pid)).state != "S":  # until it reads it touches pages
             os.sched_yield()
         yield process.pid
         process.kill()
@@ -378,17 +379,17 @@ def test_another_process(program: int, kind: type) -> None:
     assert found.pid == program
     assert found.total.pages == sum(part.counts.pages for part in found.mappings)
     assert found.total.present == sum(part.counts.present for part in found.mappings) > 500
-    assert [part.mapping for part in found.mappings] == procfs.mappings(program)
+    assert [part.mapping for part in found.mappings] == procfs.mappings(Process(program))
 
 
 def test_a_process_agrees_with_its_resident_set(program: int) -> None:
     found = where(program)
-    mapped = {s.mapping.start: s.rss // PAGE_SIZE for s in procfs.smaps(program)}
+    mapped = {s.mapping.start: s.rss // PAGE_SIZE for s in procfs.smaps(Process(program))}
     assert {p.start: p.counts.present for p in found.mappings if p.mapping.kind.movable} == {
         p.start: mapped[p.start] for p in found.mappings if p.mapping.kind.movable
     }
     by_node: Counter[int] = Counter()
-    for numa in procfs.numa_maps(program):
+    for numa in procfs.numa_maps(Process(program)):
         by_node.update(numa.pages)
     movable = [p.counts for p in found.mappings if p.mapping.kind.movable]
     assert sum(c.present for c in movable) == sum(by_node.values())
@@ -419,10 +420,10 @@ def test_processes_that_are_not_there() -> None:
 def test_a_process_that_dies_meanwhile(program: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = pagemap.scan
 
-    def scan_then_kill(pid: int, *arguments: int, **options: int) -> object:
-        runs = real(pid, *arguments, **options)
-        os.kill(pid, 9)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    def scan_then_kill(process: Process, *arguments: int, **options: int) -> object:
+        runs = real(process, *arguments, **options)
+        os.kill(process.pid, 9)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return runs
 
     monkeypatch.setattr(pagemap, "scan", scan_then_kill)

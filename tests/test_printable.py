@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import nexttouch as nt
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.printable import printable
 
 TIMEOUT = 60
@@ -79,7 +80,7 @@ def program() -> Iterator[int]:
         os.read(reading, 1)
         os._exit(0)
     os.close(reading)
-    while procfs.status(child).name[:1] != "n":
+    while procfs.status(Process(child)).name[:1] != "n":
         os.sched_yield()
     yield child
     os.close(writing)
@@ -128,8 +129,8 @@ def test_an_output_that_lacks_a_character(program: int, encoding: str) -> None:
 
 
 def test_every_other_file_of_that_process_is_read(program: int) -> None:
-    assert procfs.numa_maps(program)
-    assert procfs.smaps(program)
+    assert procfs.numa_maps(Process(program))
+    assert procfs.smaps(Process(program))
     assert nt.move(program, nt.topology().memory_nodes[0], dry_run=True).pages
 
 

@@ -11,6 +11,7 @@ import pytest
 import nexttouch as nt
 from nexttouch.errors import FeatureMissing, InvalidArgument, NodeUnavailable, NoSuchNode, NoSuchProcess
 from nexttouch.linux import mempolicy, nodes
+from nexttouch.linux.process import Process
 from nexttouch.topology import Node, Topology, check_target, topology
 
 ONLINE = nodes.online()
@@ -190,17 +191,17 @@ def test_check_target_of_nodes_that_cannot_take_pages(monkeypatch: pytest.Monkey
         with pytest.raises(NodeUnavailable, match="it has no memory; nodes with memory: 77"):
             check_target(NODE)
     with monkeypatch.context() as confined:
-        confined.setattr(mempolicy, "mems_allowed", lambda pid: (5, 6))
+        confined.setattr(mempolicy, "mems_allowed", lambda process: (5, 6))
         with pytest.raises(NodeUnavailable, match="the cpuset of this process allows 5-6; add it to cpuset"):
             check_target(NODE)
         with pytest.raises(NodeUnavailable, match="the cpuset of process 4 allows 5-6"):
-            check_target(NODE, pid=4)
+            check_target(NODE, process=Process(4))
 
 
 def test_check_target_for_another_process() -> None:
-    assert check_target(NODE, pid=os.getpid()) == (NODE,)
+    assert check_target(NODE, process=Process(os.getpid())) == (NODE,)
     with pytest.raises(NoSuchProcess):
-        check_target(NODE, pid=2**30)
+        check_target(NODE, process=Process(2**30))
 
 
 @pytest.mark.lab

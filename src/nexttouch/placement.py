@@ -10,7 +10,6 @@ faster for a whole process, but keeps it from changing its mappings while it wal
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +24,7 @@ from .errors import InvalidArgument
 from .linux import procfs
 from .linux.occupied import mapped_often, nodes_of, occupied, shared_in_swap
 from .linux.pagemap import Category
-from .linux.process import Process, find_process
+from .linux.process import SELF, Process
 from .linux.syscall import PAGE_SIZE
 from .printable import printable
 from .quantities import format_count, format_size
@@ -155,9 +154,10 @@ def where(x: object) -> Placement:
             move_pages(2), by which the kernel is asked.
     """
     if isinstance(x, int | np.generic):
-        return _placement(find_process(x, argument="x"), 0, _ADDRESSES)
+        with Process.open(x, argument="x") as process:
+            return _placement(process, 0, _ADDRESSES)
     start, end = span(x)
-    return _placement(Process(0, 0), start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return _placement(SELF, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 
 
 def span(x: object, *, argument: str = "x") -> tuple[int, int]:
@@ -186,17 +186,16 @@ def _as_array(x: object, argument: str) -> NDArray[Any]:
 
 
 def _placement(process: Process, start: int, end: int) -> Placement:
-    thread = process.thread
-    mappings = [mapping for mapping in procfs.mappings(thread) if mapping.start < end and mapping.end > start]
+    mappings = [mapping for mapping in procfs.mappings(process) if mapping.start < end and mapping.end > start]
     bounds = np.array([(max(m.start, start), min(m.end, end)) for m in mappings], dtype=np.uint64).reshape(-1, 2)
-    tally = _tally(thread, bounds)
+    tally = _tally(process, bounds)
     if any(mapping.kind is procfs.Kind.SHMEM for mapping in mappings):
-        tally.swapped += shared_in_swap(thread, bounds)
+        tally.swapped += shared_in_swap(process, bounds)
     parts = tuple(
         MappingPlacement(mapping, first, last, tally.counts(row, (last - first) // PAGE_SIZE, mapping.kind.movable))
         for row, (mapping, (first, last)) in enumerate(zip(mappings, bounds.tolist(), strict=True))
     )
-    return Placement(process.pid or os.getpid(), _total([part.counts for part in parts]), parts)
+    return Placement(process.pid, _total([part.counts for part in parts]), parts)
 
 
 @dataclass(slots=True)
@@ -246,19 +245,19 @@ class _Pieces:
         return sums
 
 
-def _tally(pid: int, bounds: NDArray[np.uint64]) -> _Tally:
+def _tally(process: Process, bounds: NDArray[np.uint64]) -> _Tally:
     rows = len(bounds)
-    runs, knows_huge = occupied(pid, bounds[bounds[:, 1] <= _USER])
+    runs, knows_huge = occupied(process, bounds[bounds[:, 1] <= _USER])
     pieces = _cut(runs, bounds)
     present = pieces.having(Category.PRESENT | Category.PFNZERO, Category.PRESENT)
-    by_node, unknown = _count_nodes(pid, present, rows)
+    by_node, unknown = _count_nodes(process, present, rows)
     return _Tally(
         by_node,
         unknown,
         zero=pieces.having(Category.PFNZERO, Category.PFNZERO).pages_by_owner(rows),
         swapped=pieces.having(Category.SWAPPED, Category.SWAPPED).pages_by_owner(rows),
         huge=present.having(Category.HUGE, Category.HUGE).pages_by_owner(rows) if knows_huge else None,
-        shared=_count_shared(pid, present, rows),
+        shared=_count_shared(process, present, rows),
     )
 
 
@@ -273,11 +272,11 @@ def _cut(runs: NDArray[np.void], bounds: NDArray[np.uint64]) -> _Pieces:
     return _Pieces(start[inside], end[inside], owner[inside], runs["categories"][run[inside]])
 
 
-def _count_nodes(pid: int, pieces: _Pieces, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _count_nodes(process: Process, pieces: _Pieces, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     by_node = np.zeros((rows, 1), dtype=np.int64)
     unknown = np.zeros(rows, dtype=np.int64)
     for addresses, owner, pages in _samples(pieces, _steps(pieces)):
-        status = nodes_of(pid, addresses)
+        status = nodes_of(process, addresses)
         known = status >= 0
         more = int(status.max()) + 1 - by_node.shape[1]
         by_node = np.pad(by_node, ((0, 0), (0, max(more, 0))))
@@ -286,10 +285,10 @@ def _count_nodes(pid: int, pieces: _Pieces, rows: int) -> tuple[NDArray[np.int64
     return by_node, unknown
 
 
-def _count_shared(pid: int, pieces: _Pieces, rows: int) -> NDArray[np.int64]:
+def _count_shared(process: Process, pieces: _Pieces, rows: int) -> NDArray[np.int64]:
     shared = np.zeros(rows, dtype=np.int64)
     for addresses, owner, _ in _samples(pieces, np.full(len(pieces.start), PAGE_SIZE, dtype=np.uint64)):
-        np.add.at(shared, owner[mapped_often(pid, addresses)], 1)
+        np.add.at(shared, owner[mapped_often(process, addresses)], 1)
     return shared
 
 

@@ -14,6 +14,7 @@ from typing import SupportsIndex
 from .errors import InvalidArgument, NodeUnavailable, NoSuchNode
 from .linux import mempolicy, nodes
 from .linux.mounts import no_sysfs
+from .linux.process import SELF, Process
 
 __all__ = ["Node", "Topology", "check_target", "topology"]
 
@@ -133,8 +134,10 @@ def topology(root: Path = nodes.SYSFS) -> Topology:
                 raise no_sysfs("the description of NUMA nodes", told) from error
 
 
-def check_target(to: SupportsIndex | Iterable[SupportsIndex], *, argument: str = "to", pid: int = 0) -> tuple[int, ...]:
-    """Return the nodes named by `to`, one id or several, if process `pid` (0: this one) can use them all.
+def check_target(
+    to: SupportsIndex | Iterable[SupportsIndex], *, argument: str = "to", process: Process = SELF
+) -> tuple[int, ...]:
+    """Return the nodes named by `to`, one id or several, if `process` can use them all.
 
     The order of `to` is kept: it is the order of interleaving.
 
@@ -145,11 +148,11 @@ def check_target(to: SupportsIndex | Iterable[SupportsIndex], *, argument: str =
         InvalidArgument: `to` is no integer and no collection of them, is empty, or names a node twice.
         NoSuchNode: the machine has no such node.
         NodeUnavailable: the node is offline, has no memory, or is outside the cpuset of the process.
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     targets = _integers(to, argument)
     online, possible, with_memory = nodes.online(), nodes.possible(), nodes.has_memory()
-    allowed = mempolicy.mems_allowed(pid)
+    allowed = mempolicy.mems_allowed(process)
     for node in targets:
         if node not in possible:
             raise NoSuchNode(node, online, argument=argument)
@@ -158,9 +161,10 @@ def check_target(to: SupportsIndex | Iterable[SupportsIndex], *, argument: str =
         if node not in with_memory:
             raise NodeUnavailable(node, f"it has no memory; nodes with memory: {nodes.format_list(with_memory)}")
         if node not in allowed:
+            whose = "this process" if process.own else f"process {process.pid}"
             raise NodeUnavailable(
                 node,
-                f"the cpuset of {f'process {pid}' if pid else 'this process'} allows {nodes.format_list(allowed)}; "
+                f"the cpuset of {whose} allows {nodes.format_list(allowed)}; "
                 "add it to cpuset.mems of the control group",
             )
     return targets

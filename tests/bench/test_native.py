@@ -19,6 +19,7 @@ from bench.one_node import _spinner
 from nexttouch import where
 from nexttouch.errors import FeatureMissing
 from nexttouch.linux import procfs
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.syscall import PAGE_SIZE
 
 PAGES = 64
@@ -50,7 +51,7 @@ def test_copy_copies_everything() -> None:
 def test_protect_forbids_everything() -> None:
     with PopulatedMemory(SIZE) as memory:
         assert memory.protect() > 0
-        mapping = next(one for one in procfs.mappings(0) if one.start <= memory.address < one.end)
+        mapping = next(one for one in procfs.mappings(SELF) if one.start <= memory.address < one.end)
         assert not mapping.readable
         assert not mapping.writable
 
@@ -94,7 +95,7 @@ def test_a_stop_is_a_gap() -> None:
 
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
-    while procfs.status(pid).state != "T":
+    while procfs.status(Process(pid)).state != "T":
         pass
 
 

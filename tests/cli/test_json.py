@@ -14,6 +14,7 @@ import pytest
 
 from nexttouch.cli import COMMANDS
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.live.reason import Reason
 from nexttouch.topology import topology
 
@@ -30,7 +31,7 @@ PLACEMENT = {"pages", "present", "zero", "swapped", "holes", "by_node", "unknown
 @pytest.fixture
 def target() -> Iterator[int]:
     with subprocess.Popen(["sleep", "1000"]) as process:
-        while procfs.status(process.pid).state != "S":  # until it sleeps it is being loaded
+        while procfs.status(Process(process.pid)).state != "S":  # until it sleeps it is being loaded
             os.sched_yield()
         yield process.pid
         process.kill()

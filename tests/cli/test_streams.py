@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 
 TIMEOUT = 60
 NEXTTOUCH = [sys.executable, "-m", "nexttouch"]
@@ -170,7 +171,7 @@ def test_a_signal_gives_everything_back(
     if err:  # it was past the attaching itself
         assert "the migration was cancelled first" in out or '"cancelled": ' in out
     assert not watched(target.pid)
-    assert procfs.status(target.pid).tracer == 0
+    assert procfs.status(Process(target.pid)).tracer == 0
     assert len(list(Path(f"/proc/{target.pid}/fd").iterdir())) == descriptors
     assert target.communicate(timeout=TIMEOUT)[0] == "True\n"
 

@@ -15,6 +15,7 @@ import pytest
 
 from nexttouch.cli import COMMANDS
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.topology import topology
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -102,7 +103,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def transcript(words: list[str]) -> str:
     """Run it on an idle program; return what was typed, printed on either stream, and the status."""
     with subprocess.Popen(["sleep", "1000"]) as target:
-        while procfs.status(target.pid).state != "S":  # until it sleeps it is being loaded
+        while procfs.status(Process(target.pid)).state != "S":  # until it sleeps it is being loaded
             os.sched_yield()
         try:
             done = run(*[str(target.pid) if word == TARGET else word for word in words])

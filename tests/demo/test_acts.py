@@ -17,6 +17,7 @@ import nexttouch as nt
 from nexttouch import Reason, demo, placement
 from nexttouch.demo import Act, Demonstration, acts
 from nexttouch.linux import mempolicy, pagemap
+from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.topology import Node, Topology
 
@@ -142,16 +143,16 @@ def test_a_sample_counts_for_the_array_alone() -> None:
     with subject() as program:
         program.wait_steps(1)
         placed = placement.where(program.pid)
-        sample = program.sample(placed)
-        node = program.by_node_of(sample)
+        sample, process = program.sample(placed), Process(program.pid)
+        node = acts._by_node(process, sample)
         assert set(node) == set(placed.by_node)
         assert sum(node.values()) == sample.pages + sum(sample.others.values())
         assert sample.pages >= (1 << 20) // PAGE_SIZE
         addresses = sample.addresses.copy()
         addresses[::2] = 0  # nothing is mapped there
-        assert program.by_node_of(sample._replace(addresses=addresses)) == node
+        assert acts._by_node(process, sample._replace(addresses=addresses)) == node
         nowhere = sample._replace(addresses=addresses[::2])
-        assert sum(program.by_node_of(nowhere).values()) == sum(sample.others.values())
+        assert sum(acts._by_node(process, nowhere).values()) == sum(sample.others.values())
 
 
 def test_steps_are_read_whole_from_any_place() -> None:
@@ -178,7 +179,7 @@ def test_a_subject_that_ends_by_itself() -> None:
 
 
 def test_what_a_move_fails_with_is_raised() -> None:
-    def refuse(_: int, __: int) -> dict[str, object]:
+    def refuse(_: Process, __: int) -> dict[str, object]:
         raise nt.NotPermitted(4711, "because")
 
     with subject() as program, pytest.raises(nt.NotPermitted, match="4711"):
@@ -190,7 +191,7 @@ def test_a_move_is_watched_to_its_end() -> None:
     with subject() as program:
         program.wait_steps(5)
 
-        def move(_: int, target: int) -> dict[str, object]:
+        def move(_: Process, target: int) -> dict[str, object]:
             program.wait_steps(10, program.told)
             return {"left": {Reason.BUSY: target}, "stopped": 0.25}
 

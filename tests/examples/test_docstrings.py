@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import nexttouch as nt
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.syscall import PAGE_SIZE
 
 SOURCES = Path(nt.__file__).parent
@@ -50,7 +51,10 @@ def surroundings() -> Iterator[dict[str, Any]]:
         f"import os; os.sched_setaffinity(0, {set(nt.topology().node(0).cpus)});"
         "memory = bytearray(8 << 20); print(flush=True); input()"
     )
-    with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1) as program:
+    with (
+        subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1) as program,
+        Process.open(program.pid) as process,
+    ):
         assert program.stdout is not None
         assert program.stdout.readline() == b"\n"
         yield {
@@ -58,7 +62,9 @@ def surroundings() -> Iterator[dict[str, Any]]:
             "run_workers": run_workers,
             "nt": nt,
             "os": os,
+            "SELF": SELF,
             "pid": program.pid,
+            "process": process,
             "start": start,
             "end": start + array.nbytes,
             "address": hole.ctypes.data,

@@ -18,6 +18,7 @@ import nexttouch as nt
 from nexttouch.errors import FeatureMissing, KernelError
 from nexttouch.linux import features, mempolicy
 from nexttouch.linux.features import Condition, Mechanism, Probe, conditions, mechanisms, probe
+from nexttouch.linux.process import SELF
 from nexttouch.linux.userfaultfd import Feature, available_features
 
 
@@ -145,7 +146,7 @@ def test_in_a_container_with_a_seccomp_filter() -> None:
         (279, "move_pages", lambda: nt.where(np.ones(1))),
         (279, "move_pages", lambda: nt.where(os.getpid())),
         (279, "move_pages", lambda: nt.lazy(np.ones(1 << 16), 0)),
-        (256, "migrate_pages", lambda: mempolicy.migrate_pages(0, [0], [0])),
+        (256, "migrate_pages", lambda: mempolicy.migrate_pages(SELF, [0], [0])),
         (239, "get_mempolicy", lambda: nt.move(np.ones(1), 0)),
         (239, "get_mempolicy", lambda: mempolicy.policy_of(np.ones(1).ctypes.data)),
     ],

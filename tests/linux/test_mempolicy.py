@@ -13,6 +13,7 @@ from support.memory import Memory
 from nexttouch.errors import KernelError, NodeUnavailable, NoSuchProcess
 from nexttouch.linux import mempolicy, nodes
 from nexttouch.linux.mempolicy import Mode, Policy
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.syscall import PAGE_SIZE
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -104,7 +105,7 @@ def test_mbind_moves_pages_that_are_there() -> None:
     with Memory(4, fill=False) as memory:
         memory.fill()
         mempolicy.mbind(memory.address, memory.size, Mode.BIND, [NODE], mempolicy.MOVE | mempolicy.STRICT)
-        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [NODE] * 4
+        assert mempolicy.move_pages(SELF, memory.addresses, None)[1].tolist() == [NODE] * 4
 
 
 def test_mbind_refuses_a_hole() -> None:
@@ -124,8 +125,8 @@ def test_query_tells_pages_holes_zero_pages_and_no_mapping_apart() -> None:
         memory.write(0)
         memory.read(1)  # the zero page
         addresses = np.append(memory.addresses, np.uint64(PAGE_SIZE))
-        for pid in (0, os.getpid()):
-            result, status = mempolicy.move_pages(pid, addresses, None)
+        for process in (SELF, Process(os.getpid())):
+            result, status = mempolicy.move_pages(process, addresses, None)
             assert result == 0
             assert status.dtype == np.int32
             assert status.tolist() == [NODE, -errno.EFAULT, -errno.ENOENT, -errno.EFAULT]
@@ -135,20 +136,20 @@ def test_move_to_where_pages_are() -> None:
     mempolicy.set_mempolicy(Mode.BIND, [NODE])
     with Memory(600, fill=False) as memory:
         memory.fill()
-        result, status = mempolicy.move_pages(0, memory.addresses, NODE)
+        result, status = mempolicy.move_pages(SELF, memory.addresses, NODE)
         assert (result, set(status.tolist())) == (0, {NODE})
-        result, status = mempolicy.move_pages(0, memory.addresses[::2], np.full(300, NODE, dtype=np.int32))
+        result, status = mempolicy.move_pages(SELF, memory.addresses[::2], np.full(300, NODE, dtype=np.int32))
         assert (result, status.tolist()) == (0, [NODE] * 300)
 
 
 def test_moving_holes_reports_them() -> None:
     with Memory(2, fill=False) as memory:
         memory.write(0)
-        assert mempolicy.move_pages(0, memory.addresses, NODE)[1][1] == -errno.ENOENT
+        assert mempolicy.move_pages(SELF, memory.addresses, NODE)[1][1] == -errno.ENOENT
 
 
 def test_no_pages_at_all() -> None:
-    result, status = mempolicy.move_pages(0, np.empty(0, dtype=np.uint64), NODE)
+    result, status = mempolicy.move_pages(SELF, np.empty(0, dtype=np.uint64), NODE)
     assert (result, status.shape) == (0, (0,))
 
 
@@ -164,30 +165,30 @@ def test_move_to_a_node_that_is_not_there(as_array: bool) -> None:
         missing = 900
         to = np.array([NODE, missing], dtype=np.int32) if as_array else missing
         with pytest.raises(NodeUnavailable, match="offline or has no memory") as raised:
-            mempolicy.move_pages(0, memory.addresses, to)
+            mempolicy.move_pages(SELF, memory.addresses, to)
         assert raised.value.node == missing
 
 
 def test_unknown_flags() -> None:
     with Memory(1, fill=False) as memory:
         with pytest.raises(KernelError) as raised:
-            mempolicy.move_pages(0, memory.addresses, None, 1 << 20)
+            mempolicy.move_pages(SELF, memory.addresses, None, 1 << 20)
         assert raised.value.errno == errno.EINVAL
 
 
 def test_no_such_process() -> None:
     with pytest.raises(NoSuchProcess, match="does not exist"):
-        mempolicy.move_pages(2**30, np.array([PAGE_SIZE], np.uint64), None)
+        mempolicy.move_pages(Process(2**30), np.array([PAGE_SIZE], np.uint64), None)
     with pytest.raises(NoSuchProcess, match="does not exist"):
-        mempolicy.migrate_pages(2**30, [NODE], [NODE])
+        mempolicy.migrate_pages(Process(2**30), [NODE], [NODE])
     with pytest.raises(NoSuchProcess):
-        mempolicy.mems_allowed(2**30)
+        mempolicy.mems_allowed(Process(2**30))
 
 
 def test_zombies_have_no_pages(zombie: int) -> None:
     for work in (
-        lambda: mempolicy.move_pages(zombie, np.array([PAGE_SIZE], np.uint64), None),
-        lambda: mempolicy.migrate_pages(zombie, [NODE], [NODE]),
+        lambda: mempolicy.move_pages(Process(zombie), np.array([PAGE_SIZE], np.uint64), None),
+        lambda: mempolicy.migrate_pages(Process(zombie), [NODE], [NODE]),
     ):
         with pytest.raises(NoSuchProcess, match="ended and left no memory"):
             work()
@@ -197,13 +198,15 @@ def test_memory_of_another_user() -> None:
     parent, page = os.getpid(), np.array([PAGE_SIZE], np.uint64)
     reason = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
     refused = f"process {parent} may not be touched: {reason}"
-    assert raised_in_child(lambda: mempolicy.move_pages(parent, page, None)) == f"NotPermitted: {refused}"
-    assert raised_in_child(lambda: mempolicy.migrate_pages(parent, [NODE], [NODE])) == f"NotPermitted: {refused}"
+    assert raised_in_child(lambda: mempolicy.move_pages(Process(parent), page, None)) == f"NotPermitted: {refused}"
+    assert (
+        raised_in_child(lambda: mempolicy.migrate_pages(Process(parent), [NODE], [NODE])) == f"NotPermitted: {refused}"
+    )
 
 
 def test_move_all_without_privilege_says_what_it_needs() -> None:
     with Memory(1, fill=False) as memory:
-        text = raised_in_child(lambda: mempolicy.move_pages(0, memory.addresses, NODE, mempolicy.MOVE_ALL))
+        text = raised_in_child(lambda: mempolicy.move_pages(SELF, memory.addresses, NODE, mempolicy.MOVE_ALL))
         assert text.startswith("NotPermitted")
         assert "CAP_SYS_NICE" in text
 
@@ -211,13 +214,13 @@ def test_move_all_without_privilege_says_what_it_needs() -> None:
 def test_migrate_pages_that_are_there_already() -> None:
     with Memory(8, fill=False) as memory:
         memory.fill()
-        assert mempolicy.migrate_pages(0, [NODE], [NODE]) == 0
+        assert mempolicy.migrate_pages(SELF, [NODE], [NODE]) == 0
 
 
 def test_mems_allowed() -> None:
     allowed = mempolicy.mems_allowed()
     assert set(nodes.has_memory()) >= set(allowed)
-    assert mempolicy.mems_allowed(os.getpid()) == allowed
+    assert mempolicy.mems_allowed(Process(os.getpid())) == allowed
 
 
 @pytest.mark.lab
@@ -226,11 +229,11 @@ def test_move_pages_moves() -> None:
         mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
         memory.fill()
         mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
-        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [0] * 64
+        assert mempolicy.move_pages(SELF, memory.addresses, None)[1].tolist() == [0] * 64
         to = np.arange(64, dtype=np.int32) % 2
-        result, status = mempolicy.move_pages(0, memory.addresses, to)
+        result, status = mempolicy.move_pages(SELF, memory.addresses, to)
         assert (result, status.tolist()) == (0, to.tolist())
-        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == to.tolist()
+        assert mempolicy.move_pages(SELF, memory.addresses, None)[1].tolist() == to.tolist()
         memory.check()
 
 
@@ -247,8 +250,8 @@ def test_pages_of_two_processes_move_with_move_all_only() -> None:
             os.read(reading, 1)  # until the parent closes its end
             os._exit(0)
         os.close(reading)
-        kept = mempolicy.move_pages(0, memory.addresses, 1)[1].tolist()
-        moved = mempolicy.move_pages(0, memory.addresses, 1, mempolicy.MOVE_ALL)[1].tolist()
+        kept = mempolicy.move_pages(SELF, memory.addresses, 1)[1].tolist()
+        moved = mempolicy.move_pages(SELF, memory.addresses, 1, mempolicy.MOVE_ALL)[1].tolist()
         os.close(writing)
         os.waitpid(child, 0)
         assert kept == [-errno.EACCES] * 8
@@ -264,8 +267,8 @@ def test_a_page_that_cannot_move_leaves_its_batch_unwritten() -> None:
         reading, writing = os.pipe()
         vector = (ctypes.c_void_p * 2)(int(memory.addresses[5]), PAGE_SIZE)  # struct iovec
         assert ctypes.CDLL(None).vmsplice(writing, vector, ctypes.c_ulong(1), 0) == PAGE_SIZE  # it holds the frame
-        result, status = mempolicy.move_pages(0, memory.addresses, 1)
-        now = mempolicy.move_pages(0, memory.addresses, None)[1].tolist()
+        result, status = mempolicy.move_pages(SELF, memory.addresses, 1)
+        now = mempolicy.move_pages(SELF, memory.addresses, None)[1].tolist()
         os.close(reading)
         os.close(writing)
         assert result == 1
@@ -280,8 +283,8 @@ def test_migrate_pages_moves() -> None:
         mempolicy.mbind(memory.address, memory.size, Mode.BIND, [0])
         memory.fill()
         mempolicy.mbind(memory.address, memory.size, Mode.DEFAULT)
-        assert mempolicy.migrate_pages(0, [0], [1]) >= 0
-        assert mempolicy.move_pages(0, memory.addresses, None)[1].tolist() == [1] * 8
+        assert mempolicy.migrate_pages(SELF, [0], [1]) >= 0
+        assert mempolicy.move_pages(SELF, memory.addresses, None)[1].tolist() == [1] * 8
 
 
 @pytest.mark.lab
@@ -290,6 +293,6 @@ def test_interleaving_spreads(mode: Mode) -> None:
     with Memory(8, fill=False) as memory:
         mempolicy.mbind(memory.address, memory.size, mode, [0, 1])
         memory.fill()
-        status = mempolicy.move_pages(0, memory.addresses, None)[1]
+        status = mempolicy.move_pages(SELF, memory.addresses, None)[1]
         assert np.bincount(status).tolist() == [4, 4]
         assert mempolicy.policy_of(memory.address) == Policy(mode, (0, 1), 0)

@@ -21,6 +21,7 @@ from nexttouch.linux import occupied as module
 from nexttouch.linux import pagemap
 from nexttouch.linux.occupied import Occupied, in_swap, nodes_of, occupied, words_at
 from nexttouch.linux.pagemap import Category
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.userfaultfd import Feature, Mode, Userfaultfd
 
 NOBODY = 65534
@@ -28,14 +29,14 @@ PRESENT, ZERO = int(Category.PRESENT), int(Category.PRESENT | Category.PFNZERO)
 MADV_GUARD_INSTALL = 102
 
 
-def found(memory: Memory, *spans: tuple[int, int], pid: int = 0) -> Occupied:
+def found(memory: Memory, *spans: tuple[int, int], process: Process = SELF) -> Occupied:
     pages = spans or ((0, memory.pages),)
-    return occupied(pid, np.array([(memory.at(a), memory.at(b)) for a, b in pages], dtype=np.uint64).reshape(-1, 2))
+    return occupied(process, np.array([(memory.at(a), memory.at(b)) for a, b in pages], dtype=np.uint64).reshape(-1, 2))
 
 
-def runs(memory: Memory, *spans: tuple[int, int], pid: int = 0) -> list[tuple[int, int, int]]:
+def runs(memory: Memory, *spans: tuple[int, int], process: Process = SELF) -> list[tuple[int, int, int]]:
     """Runs by page number."""
-    rows = found(memory, *spans, pid=pid).runs.tolist()
+    rows = found(memory, *spans, process=process).runs.tolist()
     return [((s - memory.address) // PAGE_SIZE, (e - memory.address) // PAGE_SIZE, int(c)) for s, e, c in rows]
 
 
@@ -68,7 +69,7 @@ def test_pages_zero_pages_and_holes(way: str) -> None:
         write(memory, 1, 2, 3, 5, 8, 11)
         read(memory, 4, 9)
         expected = [(1, 4, PRESENT), (4, 5, ZERO), (5, 6, PRESENT), (8, 9, PRESENT), (9, 10, ZERO), (11, 12, PRESENT)]
-        assert runs(memory) == runs(memory, pid=os.getpid()) == expected
+        assert runs(memory) == runs(memory, process=Process(os.getpid())) == expected
         assert runs(memory, (2, 5)) == [(2, 4, PRESENT), (4, 5, ZERO)]
         assert runs(memory, (6, 8)) == runs(memory, (3, 3)) == []
         assert found(memory).knows_huge == (way == "scan")
@@ -79,7 +80,7 @@ def test_several_spans_in_any_order_and_none(way: str) -> None:
         write(memory, 1, 2, 5, 11)
         within = runs(memory, (10, 12), (0, 2), (1, 6))
         assert within == [(1, 3, PRESENT), (5, 6, PRESENT), (11, 12, PRESENT)]
-    assert len(occupied(0, np.empty((0, 2), np.uint64)).runs) == 0
+    assert len(occupied(SELF, np.empty((0, 2), np.uint64)).runs) == 0
 
 
 def test_sparse_memory_of_a_hundred_million_pages() -> None:
@@ -114,9 +115,9 @@ def test_nodes_of() -> None:
         read(memory, 2)
         node = int(memory.nodes(0, 1)[0])
         assert memory.nodes().tolist() == [node, -errno.ENOENT, -errno.EFAULT, -errno.ENOENT]
-        assert nodes_of(0, np.empty(0, np.uint64)).tolist() == []
+        assert nodes_of(SELF, np.empty(0, np.uint64)).tolist() == []
         both = np.repeat(np.array([memory.at(0), memory.at(1)], np.uint64), 200_000)  # more than one batch
-        assert nodes_of(os.getpid(), both).tolist() == [node] * 200_000 + [-errno.ENOENT] * 200_000
+        assert nodes_of(Process(os.getpid()), both).tolist() == [node] * 200_000 + [-errno.ENOENT] * 200_000
 
 
 def test_words_over_gaps_of_every_kind() -> None:
@@ -124,7 +125,7 @@ def test_words_over_gaps_of_every_kind() -> None:
         pages = [0, 1, 100, 228, 357, 50_000, 50_001, 99_999]
         write(memory, *pages)
         addresses = np.array([memory.at(page) for page in pages], np.uint64)
-        assert words_at(0, addresses).tolist() == [int(pagemap.entries(0, at, 1)[0]) for at in addresses.tolist()]
+        assert words_at(SELF, addresses).tolist() == [int(pagemap.entries(SELF, at, 1)[0]) for at in addresses.tolist()]
 
 
 # ---- markers ----
@@ -158,7 +159,7 @@ def marked(memory: Memory) -> Userfaultfd:
 
 def test_markers_are_holes(way: str) -> None:
     with Memory(100, fill=False) as memory, marked(memory):
-        words = pagemap.entries(0, memory.address, 100)
+        words = pagemap.entries(SELF, memory.address, 100)
         assert np.flatnonzero(words & pagemap.SWAP).tolist() == [*range(20, 30), *range(40, 45), *range(50, 55)]
         assert runs(memory) == [(0, 10, PRESENT)]
         assert nt.where(memory.words).total.to_dict() | {"huge": 0} == {
@@ -185,7 +186,7 @@ def test_markers_are_holes_without_privileges_too() -> None:
         install_guards(memory, 20, 10)
         assert as_nobody(lambda: runs(memory)) == [(0, 10, PRESENT)]
         if os.geteuid() == 0:  # else nothing is to be read by which it could be told
-            words = as_nobody(lambda: pagemap.entries(0, memory.at(20), 1).tolist())
+            words = as_nobody(lambda: pagemap.entries(SELF, memory.at(20), 1).tolist())
             assert not words[0] & int(pagemap.PFN)
 
 
@@ -196,7 +197,7 @@ def test_what_the_kernel_blanks_is_told_by_the_mapping(monkeypatch: pytest.Monke
         real = pagemap.entries
         hidden = ~pagemap.PFN
         monkeypatch.setattr(pagemap, "entries", lambda *arguments: real(*arguments) & hidden)
-        assert pagemap.swapped(words_at(0, np.array([memory.at(40)], np.uint64))).all()
+        assert pagemap.swapped(words_at(SELF, np.array([memory.at(40)], np.uint64))).all()
         assert runs(memory) == [(0, 1, PRESENT)]
         swapped = [(memory.at(0), memory.at(100))]
         monkeypatch.setattr(module, "_in_swapped_mapping", lambda pid, addresses: addresses >= swapped[0][0])
@@ -236,8 +237,8 @@ def test_pages_in_swap(way: str) -> None:
             (0, 10, PRESENT), (10, 30, swapped), (30, 40, PRESENT), (40, 41, swapped), (41, 60, PRESENT)
         ]  # fmt: skip
         addresses = np.array([memory.at(page) for page in (9, 10, 29, 30, 40)], np.uint64)
-        assert in_swap(0, addresses).tolist() == [False, True, True, False, True]
-        assert as_nobody(lambda: in_swap(0, addresses).tolist()) == [False, True, True, False, True]
+        assert in_swap(SELF, addresses).tolist() == [False, True, True, False, True]
+        assert as_nobody(lambda: in_swap(SELF, addresses).tolist()) == [False, True, True, False, True]
         total = nt.where(memory.words).total
         assert (total.swapped, total.present, total.holes) == (21, 39, 0)
         memory.check()
@@ -246,6 +247,6 @@ def test_pages_in_swap(way: str) -> None:
 def test_a_process_that_is_gone(dead: int, zombie: int) -> None:
     for pid in (dead, zombie):
         with pytest.raises(NoSuchProcess):
-            occupied(pid, np.array([[0, PAGE_SIZE]], np.uint64))
+            occupied(Process(pid), np.array([[0, PAGE_SIZE]], np.uint64))
         with pytest.raises(NoSuchProcess):
-            nodes_of(pid, np.zeros(1, np.uint64))
+            nodes_of(Process(pid), np.zeros(1, np.uint64))

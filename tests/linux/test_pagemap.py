@@ -12,6 +12,7 @@ from support.memory import Memory
 from nexttouch.errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
 from nexttouch.linux import pagemap
 from nexttouch.linux.pagemap import Category
+from nexttouch.linux.process import SELF, Process
 from nexttouch.linux.syscall import PAGE_SIZE
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -41,7 +42,7 @@ def test_entries_of_holes_zero_pages_and_private_pages() -> None:
     with Memory(4, fill=False) as memory:
         memory.write(1)
         memory.read(2)
-        words = pagemap.entries(0, memory.address, 4)
+        words = pagemap.entries(SELF, memory.address, 4)
         assert words.dtype == np.uint64
         assert (words & pagemap.PRESENT != 0).tolist() == [False, True, True, False]
         assert (words & pagemap.EXCLUSIVE != 0).tolist() == [False, True, False, False]
@@ -52,15 +53,15 @@ def test_entries_of_shared_memory_and_of_another_process() -> None:
     memory = mmap.mmap(-1, 2 * PAGE_SIZE)
     memory[0] = 1
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for pid in (0, os.getpid()):
-        words = pagemap.entries(pid, start, 2)
+    for process in (SELF, Process(os.getpid())):
+        words = pagemap.entries(process, start, 2)
         assert (words & (pagemap.PRESENT | pagemap.FILE)).tolist() == [int(pagemap.PRESENT | pagemap.FILE), 0]
 
 
 def test_entries_beyond_the_address_space_are_zero() -> None:
-    assert pagemap.entries(0, 2**47 - PAGE_SIZE, 3).tolist() == [0, 0, 0]
-    assert pagemap.entries(0, 0xFFFFFFFFFF600000, 1).tolist() == [0]
-    assert pagemap.entries(0, PAGE_SIZE, 0).tolist() == []
+    assert pagemap.entries(SELF, 2**47 - PAGE_SIZE, 3).tolist() == [0, 0, 0]
+    assert pagemap.entries(SELF, 0xFFFFFFFFFF600000, 1).tolist() == [0]
+    assert pagemap.entries(SELF, PAGE_SIZE, 0).tolist() == []
 
 
 def test_frames_name_the_same_frame_for_the_same_page() -> None:
@@ -70,7 +71,7 @@ def test_frames_name_the_same_frame_for_the_same_page() -> None:
     numbers = []
     for view in views:
         view[:] = b"x" * 2 * PAGE_SIZE
-        numbers.append(pagemap.frames(0, ctypes.addressof(ctypes.c_char.from_buffer(view)), 2).tolist())
+        numbers.append(pagemap.frames(SELF, ctypes.addressof(ctypes.c_char.from_buffer(view)), 2).tolist())
     assert numbers[0] == numbers[1]
     assert len(set(numbers[0])) == 2
     assert 0 not in numbers[0]
@@ -79,9 +80,9 @@ def test_frames_name_the_same_frame_for_the_same_page() -> None:
 
 def test_frames_of_pages_that_are_not_there_are_zero() -> None:
     with Memory(3, fill=False) as memory:
-        assert pagemap.frames(0, memory.address, 3).tolist() == [0, 0, 0]
+        assert pagemap.frames(SELF, memory.address, 3).tolist() == [0, 0, 0]
         memory.write(1)
-        assert [number > 0 for number in pagemap.frames(0, memory.address, 3).tolist()] == [False, True, False]
+        assert [number > 0 for number in pagemap.frames(SELF, memory.address, 3).tolist()] == [False, True, False]
 
 
 def as_nobody(memory: Memory) -> str:
@@ -91,7 +92,7 @@ def as_nobody(memory: Memory) -> str:
         os.setuid(65534)
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: else not even its own pagemap is readable
         try:
-            pagemap.frames(0, memory.address, 1)
+            pagemap.frames(SELF, memory.address, 1)
         except FeatureMissing:
             os._exit(7)
         os._exit(1)
@@ -113,9 +114,9 @@ def test_scan_against_a_loop_over_entries() -> None:
                 memory.write(page)
             elif mark:
                 memory.read(page)
-        found = pagemap.scan(0, memory.address, memory.at(memory.pages), any_of=Category.PRESENT, return_mask=ALL)
+        found = pagemap.scan(SELF, memory.address, memory.at(memory.pages), any_of=Category.PRESENT, return_mask=ALL)
         assert in_pages(found, memory) == runs_of([int(mark) for mark in marks])
-        words = pagemap.entries(0, memory.address, 3000)
+        words = pagemap.entries(SELF, memory.address, 3000)
         assert [bool(word & pagemap.PRESENT) for word in words] == [bool(mark) for mark in marks]
 
 
@@ -127,7 +128,7 @@ def test_scan_selects() -> None:
         present, zero = int(Category.PRESENT), int(Category.PRESENT | Category.PFNZERO)
 
         def scan(**options: int) -> list[tuple[int, int, int]]:
-            return in_pages(pagemap.scan(0, memory.address, memory.at(memory.pages), **options), memory)
+            return in_pages(pagemap.scan(SELF, memory.address, memory.at(memory.pages), **options), memory)
 
         assert scan(all_of=Category.PRESENT) == [(1, 4, present)]
         assert scan(all_of=Category.PRESENT, return_mask=ALL) == [(1, 2, present), (2, 3, zero), (3, 4, present)]
@@ -144,9 +145,9 @@ def test_scan_starts_and_ends_where_it_was_told() -> None:
     with Memory(10, fill=False) as memory:
         for page in range(10):
             memory.write(page)
-        found = pagemap.scan(0, memory.at(3), memory.at(7), all_of=Category.PRESENT)
+        found = pagemap.scan(SELF, memory.at(3), memory.at(7), all_of=Category.PRESENT)
         assert in_pages(found, memory) == [(3, 7, int(Category.PRESENT))]
-        assert len(pagemap.scan(0, memory.address, memory.address, all_of=Category.PRESENT)) == 0
+        assert len(pagemap.scan(SELF, memory.address, memory.address, all_of=Category.PRESENT)) == 0
 
 
 @pytest.mark.parametrize("runs", [511, 512, 513, 1001, 2048])
@@ -155,7 +156,7 @@ def test_scan_reports_each_page_once_when_the_kernels_buffer_fills(runs: int) ->
     with Memory(3 * runs + 5000, fill=False) as memory:
         for page in range(0, 3 * runs, 3):
             memory.read(page)
-        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        found = pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
         assert [first for first, _, _ in in_pages(found, memory)] == list(range(0, 3 * runs, 3))
 
 
@@ -164,7 +165,7 @@ def test_scan_with_more_runs_than_one_call_takes() -> None:
     with Memory(2 * runs, fill=False) as memory:
         for page in range(0, 2 * runs, 2):
             memory.read(page)
-        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        found = pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
         assert np.array_equal(found["start"], memory.address + np.arange(0, 2 * runs, 2, dtype=np.uint64) * PAGE_SIZE)
         assert np.array_equal(found["end"], found["start"] + np.uint64(PAGE_SIZE))
 
@@ -173,16 +174,16 @@ def test_scan_joins_a_run_longer_than_one_call_takes() -> None:
     pages = 2 * pagemap._PAGES_A_CALL + 77
     with Memory(pages, fill=False) as memory:
         memory.advise(POPULATE_READ)
-        found = pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
+        found = pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=Category.PRESENT)
         assert in_pages(found, memory) == [(0, pages, int(Category.PRESENT))]
 
 
 def test_scan_of_a_hundred_million_holes_ends_at_once() -> None:
     with Memory(10**8, fill=False) as memory:
         memory.write(10**8 - 1)
-        assert in_pages(pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=Category.PRESENT), memory) == [
-            (10**8 - 1, 10**8, int(Category.PRESENT))
-        ]
+        assert in_pages(
+            pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=Category.PRESENT), memory
+        ) == [(10**8 - 1, 10**8, int(Category.PRESENT))]
 
 
 def test_scan_of_huge_pages() -> None:
@@ -194,7 +195,7 @@ def test_scan_of_huge_pages() -> None:
         memory.madvise(COLLAPSE, offset, HUGE)
     except OSError as error:
         pytest.skip(f"no transparent huge page to be had: {error}")
-    found = pagemap.scan(0, start, start + HUGE, all_of=Category.PRESENT, return_mask=ALL)
+    found = pagemap.scan(SELF, start, start + HUGE, all_of=Category.PRESENT, return_mask=ALL)
     assert found.tolist() == [(start, start + HUGE, Category.PRESENT | Category.HUGE)]
 
 
@@ -202,33 +203,33 @@ def test_scan_of_files() -> None:
     memory = mmap.mmap(-1, PAGE_SIZE)
     memory[0] = 1
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    found = pagemap.scan(0, start, start + PAGE_SIZE, all_of=Category.FILE, return_mask=ALL)
+    found = pagemap.scan(SELF, start, start + PAGE_SIZE, all_of=Category.FILE, return_mask=ALL)
     assert found.tolist() == [(start, start + PAGE_SIZE, Category.PRESENT | Category.FILE)]
 
 
 def test_scan_refuses_what_the_kernel_refuses() -> None:
     with Memory(1, fill=False) as memory:
         with pytest.raises(KernelError, match="PAGEMAP_SCAN: Invalid argument") as raised:
-            pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=1 << 40)
+            pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=1 << 40)
         assert raised.value.errno == 22
         with pytest.raises(KernelError, match="EFAULT"):
-            pagemap.scan(0, 2**63, 2**63 + PAGE_SIZE, all_of=Category.PRESENT)
+            pagemap.scan(SELF, 2**63, 2**63 + PAGE_SIZE, all_of=Category.PRESENT)
 
 
 @pytest.mark.parametrize("pid", [-1, 2**30])
 def test_no_such_process(pid: int) -> None:
     with pytest.raises(NoSuchProcess):
-        pagemap.entries(pid, PAGE_SIZE, 1)
+        pagemap.entries(Process(pid), PAGE_SIZE, 1)
     with pytest.raises(NoSuchProcess):
-        pagemap.scan(pid, PAGE_SIZE, 2 * PAGE_SIZE)
+        pagemap.scan(Process(pid), PAGE_SIZE, 2 * PAGE_SIZE)
 
 
 def test_dead_processes_and_zombies(dead: int, zombie: int) -> None:
     for pid in (dead, zombie):
         with pytest.raises(NoSuchProcess):
-            pagemap.entries(pid, PAGE_SIZE, 1)
+            pagemap.entries(Process(pid), PAGE_SIZE, 1)
         with pytest.raises(NoSuchProcess):
-            pagemap.scan(pid, PAGE_SIZE, 2 * PAGE_SIZE)
+            pagemap.scan(Process(pid), PAGE_SIZE, 2 * PAGE_SIZE)
 
 
 def test_memory_of_another_user() -> None:
@@ -237,7 +238,7 @@ def test_memory_of_another_user() -> None:
     if child == 0:
         os.setuid(65534)
         try:
-            pagemap.entries(parent, PAGE_SIZE, 1)
+            pagemap.entries(Process(parent), PAGE_SIZE, 1)
         except NotPermitted:
             os._exit(7)
         os._exit(1)
@@ -248,7 +249,7 @@ def test_no_descriptor_is_left_open() -> None:
     with Memory(1, fill=False) as memory:
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (pathlib opens the folder itself)
         for _ in range(5):
-            pagemap.entries(0, memory.address, 1)
+            pagemap.entries(SELF, memory.address, 1)
             with pytest.raises(KernelError):
-                pagemap.scan(0, memory.address, memory.at(memory.pages), all_of=1 << 40)
+                pagemap.scan(SELF, memory.address, memory.at(memory.pages), all_of=1 << 40)
         assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -13,6 +13,7 @@ import pytest
 
 from nexttouch.errors import NoSuchProcess, NotPermitted
 from nexttouch.linux import procfs
+from nexttouch.linux.process import SELF, Process, privilege
 from nexttouch.linux.procfs import Kind, Mapping
 from nexttouch.linux.syscall import PAGE_SIZE
 
@@ -61,7 +62,7 @@ def program() -> Iterator[int]:
 
 
 def test_every_line_of_maps_is_read(program: int) -> None:
-    mappings = procfs.mappings(program)
+    mappings = procfs.mappings(Process(program))
     lines = Path(f"/proc/{program}/maps").read_text().splitlines()
     assert len(mappings) == len(lines)
     for mapping, line in zip(mappings, lines, strict=True):
@@ -76,11 +77,11 @@ def test_every_line_of_maps_is_read(program: int) -> None:
         assert mapping.pages * PAGE_SIZE == mapping.end - mapping.start
 
 
-def test_pid_zero_is_this_process() -> None:
-    assert {m.path for m in procfs.mappings(0)} == {m.path for m in procfs.mappings(os.getpid())}
-    assert procfs.status(0).name == procfs.status(os.getpid()).name
-    assert procfs.start_time(0) == procfs.start_time(os.getpid())
-    assert procfs.directory(0) == Path("/proc/self")
+def test_this_process_by_its_number_and_without() -> None:
+    assert {m.path for m in procfs.mappings(SELF)} == {m.path for m in procfs.mappings(Process(os.getpid()))}
+    assert procfs.status(SELF).name == procfs.status(Process(os.getpid())).name
+    assert procfs.start_time(SELF) == procfs.start_time(Process(os.getpid()))
+    assert SELF.directory == Path("/proc/self")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_a_file_of_that_name_is_a_file() -> None:
 
 
 def test_kind_of_what_lies_on_mounts() -> None:
-    kinds = procfs._file_kinds(0)
+    kinds = procfs._file_kinds(SELF)
     assert kinds[Path("/sys").stat().st_dev] is kinds[Path("/proc").stat().st_dev] is Kind.DEVICE
     assert kinds[Path("/dev/shm").stat().st_dev] is Kind.SHMEM
 
@@ -204,25 +205,25 @@ def test_kind_of_what_lies_on_mounts() -> None:
 def test_mappings_of_a_range() -> None:
     everything = procfs.mappings()
     third, fourth = everything[3:5]
-    assert procfs.mappings(0, third.start, fourth.start + 1) == [third, fourth]
-    assert procfs.mappings(0, third.start, third.start) == []
+    assert procfs.mappings(SELF, third.start, fourth.start + 1) == [third, fourth]
+    assert procfs.mappings(SELF, third.start, third.start) == []
 
 
 @pytest.mark.parametrize("read", [procfs.mappings, procfs.smaps])
 def test_a_process_that_ends_while_its_mappings_are_read(
-    program: int, monkeypatch: pytest.MonkeyPatch, read: Callable[[int], object]
+    program: int, monkeypatch: pytest.MonkeyPatch, read: Callable[[Process], object]
 ) -> None:
     """What was read of it until then is not all that it had."""
     real = procfs._lines
 
-    def lines_then_end(pid: int, name: str) -> Iterator[str]:
-        yield from list(real(pid, name))[: 1 if name == "maps" else 30]
-        os.kill(pid, 9)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    def lines_then_end(process: Process, name: str) -> Iterator[str]:
+        yield from list(real(process, name))[: 1 if name == "maps" else 30]
+        os.kill(process.pid, 9)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
     monkeypatch.setattr(procfs, "_lines", lines_then_end)
-    with pytest.raises(NoSuchProcess, match="has no memory any more"):
-        read(program)
+    with Process.open(program) as process, pytest.raises(NoSuchProcess, match="or became another program meanwhile"):
+        read(process)
 
 
 def test_what_can_move() -> None:
@@ -247,7 +248,7 @@ def test_smaps_of_locked_memory() -> None:
 
 
 def test_smaps_has_every_mapping(program: int) -> None:
-    assert [s.mapping for s in procfs.smaps(program)] == procfs.mappings(program)
+    assert [s.mapping for s in procfs.smaps(Process(program))] == procfs.mappings(Process(program))
 
 
 def test_numa_maps_counts_pages() -> None:
@@ -282,11 +283,11 @@ def test_status_of_this_process() -> None:
 
 
 def test_threads() -> None:
-    before = procfs.threads()
+    before = SELF.threads()
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
-    during, counted = procfs.threads(), procfs.status().threads
+    during, counted = SELF.threads(), procfs.status().threads
     stop.set()
     thread.join()
     assert thread.native_id is not None
@@ -299,72 +300,71 @@ def test_start_time_whatever_the_name(tmp_path: Path) -> None:
     program.symlink_to(sys.executable)
     code = "input()"
     with subprocess.Popen([program, "-c", code], stdin=subprocess.PIPE, env={"HOME": "/"}) as process:
-        ticks = procfs.start_time(process.pid)
+        ticks = procfs.start_time(Process(process.pid))
         process.kill()
     assert ticks >= procfs.start_time()
 
 
 def test_has_memory(zombie: int) -> None:
-    assert procfs.has_memory()
-    assert not procfs.has_memory(zombie)
+    assert SELF.has_memory()
+    assert not Process(zombie).has_memory()
 
 
 @pytest.mark.parametrize(
-    "function", [procfs.mappings, procfs.smaps, procfs.numa_maps, procfs.status, procfs.start_time, procfs.threads]
+    "function",
+    [procfs.mappings, procfs.smaps, procfs.numa_maps, procfs.status, procfs.start_time, Process.threads],
 )
-@pytest.mark.parametrize("pid", [-1, 2**30])
-def test_no_such_process(function: Callable[[int], object], pid: int) -> None:
-    with pytest.raises(NoSuchProcess, match=f"process {pid} does not exist"):
-        function(pid)
+def test_no_such_process(function: Callable[[Process], object]) -> None:
+    with pytest.raises(NoSuchProcess, match=f"process {2**30} does not exist"):
+        function(Process(2**30))
 
 
 def test_a_process_that_was_waited_for(dead: int) -> None:
     with pytest.raises(NoSuchProcess):
-        procfs.mappings(dead)
+        procfs.mappings(Process(dead))
 
 
 @pytest.mark.parametrize("function", [procfs.mappings, procfs.smaps, procfs.numa_maps])
-def test_a_zombie_has_a_state_but_no_mappings(function: Callable[[int], object], zombie: int) -> None:
-    assert (procfs.status(zombie).state, procfs.status(zombie).rss) == ("Z", 0)
+def test_a_zombie_has_a_state_but_no_mappings(function: Callable[[Process], object], zombie: int) -> None:
+    assert (procfs.status(Process(zombie)).state, procfs.status(Process(zombie)).rss) == ("Z", 0)
     with pytest.raises(NoSuchProcess, match=f"process {zombie} ended and has no memory any more"):
-        function(zombie)
+        function(Process(zombie))
 
 
 def test_a_kernel_thread_has_no_mappings() -> None:
-    if procfs.status(2).name != "kthreadd":
+    if procfs.status(Process(2)).name != "kthreadd":
         pytest.skip("kernel threads are not visible in this pid namespace")
     for function in (procfs.mappings, procfs.smaps, procfs.numa_maps):
         with pytest.raises(
             NotPermitted, match=r"^process 2 .*: it is a kernel thread, which has no memory of its own$"
         ):
-            function(2)
-    assert not procfs.has_memory(2)
+            function(Process(2))
+    assert not Process(2).has_memory()
 
 
 @pytest.mark.parametrize("function", [procfs.mappings, procfs.smaps, procfs.numa_maps])
-def test_memory_of_another_user(function: Callable[[int], object]) -> None:
+def test_memory_of_another_user(function: Callable[[Process], object]) -> None:
     parent = os.getpid()
     reason = "its memory is another user's or protected; run as root or with CAP_SYS_PTRACE"
-    assert in_child(lambda: function(parent)) == f"NotPermitted: process {parent} may not be touched: {reason}"
+    assert in_child(lambda: function(Process(parent))) == f"NotPermitted: process {parent} may not be touched: {reason}"
 
 
-@pytest.mark.parametrize("own", [lambda: 0, os.getpid])
-def test_a_process_that_may_not_look_at_itself_is_not_another_users(own: Callable[[], int]) -> None:
-    text = str(procfs.not_permitted(own()))
-    assert text.startswith("process " if own() else "this process may not be touched: ")
+@pytest.mark.parametrize(("own", "name"), [(SELF, "this process"), (Process(os.getpid()), f"process {os.getpid()}")])
+def test_a_process_that_may_not_look_at_itself_is_not_another_users(own: Process, name: str) -> None:
+    text = str(own.not_permitted())
+    assert text.startswith(f"{name} may not be touched: ")
     assert "it is protected from itself (not dumpable)" in text
     assert "call prctl(PR_SET_DUMPABLE, 1), or run as root" in text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the privilege")
 def test_who_has_the_privilege_is_not_told_to_get_it() -> None:
-    assert procfs.privilege() == "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
-    assert in_child(procfs.privilege) == "run as root or with CAP_SYS_PTRACE"
+    assert privilege() == "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
+    assert in_child(privilege) == "run as root or with CAP_SYS_PTRACE"
 
 
 def test_what_lies_where_a_mapping_was_met_already_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel tells of mappings piece by piece: one that moved, or grew, meanwhile can be met twice."""
-    monkeypatch.setattr(procfs, "_check_complete", lambda pid: None)
     bounds = [(0x1000, 0x3000), (0x5000, 0x6000), (0x4000, 0x5000), (0x5000, 0x7000), (0x8000, 0x9000)]
     maps = [f"{start:x}-{end:x} rw-p 00000000 00:00 0 " for start, end in bounds]
     lines = {
@@ -375,4 +375,4 @@ def test_what_lies_where_a_mapping_was_met_already_is_left_out(monkeypatch: pyte
     wanted = [(0x1000, 0x3000), (0x5000, 0x6000), (0x8000, 0x9000)]
     assert [(mapping.start, mapping.end) for mapping in procfs.mappings()] == wanted
     assert [(smap.mapping.start, smap.mapping.end) for smap in procfs.smaps()] == wanted
-    assert [(mapping.start, mapping.end) for mapping in procfs.mappings(0, 0x2000, 0x5800)] == wanted[:2]
+    assert [(mapping.start, mapping.end) for mapping in procfs.mappings(SELF, 0x2000, 0x5800)] == wanted[:2]

@@ -17,6 +17,7 @@ import pytest
 
 from nexttouch.errors import NoSuchProcess, NotPermitted, TargetRefused
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.linux.ptrace import ARCHITECTURES, StoppedThread, restriction
 from nexttouch.linux.syscall import MACHINE, NUMBERS
 from nexttouch.live.descriptor import _system_call_instruction
@@ -159,7 +160,7 @@ real = pytest.mark.skipif(MACHINE not in ARCHITECTURES, reason="not a processor 
 def child() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         deadline = time.monotonic() + HANG
-        while (now := procfs.status(process.pid)).state != "S" or now.name != "cat":
+        while (now := procfs.status(Process(process.pid))).state != "S" or now.name != "cat":
             assert time.monotonic() < deadline
         yield process
         process.kill()
@@ -167,7 +168,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def thread(child: subprocess.Popen[bytes]) -> StoppedThread:
-    return StoppedThread(child.pid, child.pid, _system_call_instruction(child.pid))
+    return StoppedThread(child.pid, child.pid, _system_call_instruction(Process(child.pid)))
 
 
 @real
@@ -179,7 +180,7 @@ def test_calls_run_in_the_thread_and_it_goes_on(child: subprocess.Popen[bytes], 
     assert thread.call(NUMBERS[MACHINE]["close"], 1000) == -errno.EBADF
     assert thread.call(MUNMAP, 1, 4096) == -errno.EINVAL
     thread.release()
-    assert procfs.status(child.pid).tracer == 0
+    assert procfs.status(Process(child.pid)).tracer == 0
     assert child.communicate(b"still reading")[0] == b"still reading"
     assert child.returncode == 0
 
@@ -255,7 +256,9 @@ def test_a_stop_that_does_not_come(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, fifo], stdout=subprocess.PIPE) as parent, opened_at_last(fifo):
         deadline = time.monotonic() + HANG
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        while not children.read_text() or procfs.status(parent.pid).state != "D":  # not for the disk, but for its child
+        while (
+            not children.read_text() or procfs.status(Process(parent.pid)).state != "D"
+        ):  # not for the disk, but for its child
             assert time.monotonic() < deadline
         pid = os.fork()  # a tracer that ends, because it cannot let a running thread go
         if pid == 0:
@@ -267,7 +270,7 @@ def test_a_stop_that_does_not_come(tmp_path: Path) -> None:
                 os._exit(0 if "does not stop" in str(error) else 2)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert procfs.status(parent.pid).tracer == 0
+        assert procfs.status(Process(parent.pid)).tracer == 0
         fifo.write_bytes(b"it runs on")
         assert parent.communicate(timeout=HANG)[0] == b"it runs on"
         assert parent.returncode == 0

@@ -20,6 +20,7 @@ from targets.programs import HANG, Program, compiled, descriptors, leftovers, st
 
 import nexttouch as nt
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.live.migration import Migration
 from nexttouch.live.reason import Reason
 from nexttouch.live.stats import Stats
@@ -379,7 +380,7 @@ def stop(program: Program) -> None:
 
 
 def stopped(program: Program) -> bool:
-    return all(procfs.status(thread).state == "T" for thread in procfs.threads(program.pid))
+    return all(procfs.status(Process(thread)).state == "T" for thread in Process(program.pid).threads())
 
 
 # ---- Arguments ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from targets.programs import HANG, compiled
 from targets.waiting import AS_NOBODY, Start, starter, waiting_binary  # noqa: F401 (fixtures)
 
 import nexttouch as nt
-from nexttouch.linux.pidfd import pidfd_open
+from nexttouch.linux.process import Process
 from nexttouch.linux.ptrace import StoppedThread
 from nexttouch.linux.userfaultfd import DEVICE
 from nexttouch.live import descriptor, injection
@@ -55,12 +55,9 @@ def stolen(thief: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def take(pid: int, *, lend: bool = False) -> None:
-    pidfd = pidfd_open(pid)
-    try:
-        instruction = descriptor._system_call_instruction(pid)
-        os.close(injection.take_userfaultfd(pid, pid, instruction, pidfd, lend)[0])
-    finally:
-        os.close(pidfd)
+    with Process.open(pid) as process:
+        instruction = descriptor._system_call_instruction(process)
+        os.close(injection.take_userfaultfd(process, instruction, lend=lend)[0])
 
 
 def test_nothing_of_the_migrators_is_there_to_be_taken(start: Start, stolen: list[str]) -> None:

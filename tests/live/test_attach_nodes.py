@@ -18,6 +18,7 @@ from targets.programs import HANG, Program, compiled, descriptors, leftovers, st
 import nexttouch as nt
 from nexttouch.linux import mempolicy, procfs
 from nexttouch.linux.mempolicy import Mode
+from nexttouch.linux.process import Process
 from nexttouch.linux.procfs import Mapping
 from nexttouch.live.reason import Reason
 
@@ -147,7 +148,7 @@ def test_a_node_that_the_program_may_not_use(binary: Path, tmp_path: Path) -> No
     with cpuset(tmp_path, "0-1") as group, steady(binary, threads=1, pages=PAGES) as (program, _):
         before, descriptors_before = places(program), descriptors(program.pid)
         (group / "cgroup.procs").write_text(str(program.pid))
-        assert procfs.status(program.pid).mems_allowed == (0, 1)
+        assert procfs.status(Process(program.pid)).mems_allowed == (0, 1)
         with pytest.raises(nt.NodeUnavailable, match=f"the cpuset of process {program.pid} allows 0-1") as caught:
             nt.attach(program.pid, 2)
         assert caught.value.node == 2

@@ -15,6 +15,7 @@ import pytest
 from targets.programs import HANG, Program, compiled, descriptors, leftovers, until
 
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.linux.ptrace import StoppedThread
 
 NOBODY = 65534
@@ -68,11 +69,11 @@ def move(pid: int, *, user: int = 0) -> tuple[int, str]:
 
 def refused(program: Program, *, user: int = 0, status: int = 1) -> str:
     """What is said of a program that may not be attached to, after a look whether it was left as it was."""
-    before, tracer = descriptors(program.pid), procfs.status(program.pid).tracer
+    before, tracer = descriptors(program.pid), procfs.status(Process(program.pid)).tracer
     returned, message = move(program.pid, user=user)
     assert returned == status
     assert descriptors(program.pid) == before
-    assert procfs.status(program.pid).tracer == tracer
+    assert procfs.status(Process(program.pid)).tracer == tracer
     assert tracer or leftovers(program.pid) == []
     program.advance()
     return message.replace(str(program.pid), "PID")
@@ -135,7 +136,7 @@ def test_a_program_that_is_frozen(start: Callable[..., Program], tmp_path: Path)
     before = descriptors(program.pid)
     with frozen(program.pid, tmp_path):
         status, message = move(program.pid)
-        assert (status, procfs.status(program.pid).tracer) == (1, 0)
+        assert (status, procfs.status(Process(program.pid)).tracer) == (1, 0)
     assert message == (
         f"process {program.pid} cannot be attached to: it does not stop: it is frozen or in an uninterruptible wait; "
         "try again later"
@@ -165,8 +166,8 @@ def test_the_first_process_of_the_machine() -> None:
 
 def test_a_thread(start: Callable[..., Program]) -> None:
     program = start("threads")
-    until(lambda: len(procfs.threads(program.pid)) == 2, "second thread")
-    thread = procfs.threads(program.pid)[1]
+    until(lambda: len(Process(program.pid).threads()) == 2, "second thread")
+    thread = Process(program.pid).threads()[1]
     assert move(thread) == (2, f"PID is {thread}, which is a thread; name the process it belongs to")
     program.advance()
 
@@ -182,7 +183,7 @@ def test_a_kernel_thread() -> None:
 def test_a_zombie() -> None:
     child = subprocess.Popen(["true"])
     try:
-        until(lambda: procfs.status(child.pid).state == "Z", "end of the child")
+        until(lambda: procfs.status(Process(child.pid)).state == "Z", "end of the child")
         assert move(child.pid) == (
             1,
             f"process {child.pid} cannot be attached to: it has ended already (a zombie); its parent has yet to take "

@@ -21,6 +21,7 @@ from targets.programs import compiled, until
 import nexttouch as nt
 from nexttouch.errors import NoSuchProcess
 from nexttouch.linux import procfs, threads
+from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.linux.threads import LastWord, exit_spans
 from nexttouch.live import exits, plan
@@ -81,7 +82,7 @@ class Leaving:
 
     def waits_for_its_thread(self) -> bool:
         call = Path(f"/proc/{self.pid}/syscall").read_text().split()[0]
-        return procfs.threads(self.pid) == [self.pid] and call == str(FUTEX[os.uname().machine])
+        return Process(self.pid).threads() == [self.pid] and call == str(FUTEX[os.uname().machine])
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_thread_that_ended_while_it_could_not_say_so(
     """The kernel's store is lost, and the program waits for it until the same is written from outside."""
     program = leaving(kibibytes)
     program.begin()
-    (thread,) = set(procfs.threads(program.pid)) - {program.pid}
+    (thread,) = set(Process(program.pid).threads()) - {program.pid}
 
     def end() -> None:
         program.tell()
@@ -188,12 +189,12 @@ def test_a_robust_mutex_that_could_not_be_marked(
         assert program.stdin
         assert program.stdout
         pid = int(program.stdout.readline())
-        (thread,) = set(procfs.threads(pid)) - {pid}
+        (thread,) = set(Process(pid).threads()) - {pid}
 
         def end() -> None:
             program.stdin.write("\n")  # type: ignore[union-attr]
             program.stdin.flush()  # type: ignore[union-attr]
-            until(lambda: procfs.threads(pid) == [pid], "the end of the thread")
+            until(lambda: Process(pid).threads() == [pid], "the end of the thread")
 
         behind(end, monkeypatch)
         with nt.attach(pid, 0, rate=0, always=True) as migration:
@@ -220,7 +221,7 @@ def test_the_control_block_of_a_thread_that_has_ended(monkeypatch: pytest.Monkey
     thread = threading.Thread(target=lambda: found.append(tid_address()))
     thread.start()
     thread.join()
-    spans = exit_spans(os.getpid())
+    spans = exit_spans(Process(os.getpid()))
     assert all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in spans)
     assert (np.diff(np.array(spans).ravel()) > 0).all()
     assert any(start <= found[0] < end for start, end in spans)
@@ -234,7 +235,7 @@ def test_the_word_that_tells_of_the_end(monkeypatch: pytest.MonkeyPatch, main: b
 
     def ask() -> None:
         address = tid_address()
-        found.extend((start, end) for start, end in exit_spans(os.getpid()) if start <= address < end)
+        found.extend((start, end) for start, end in exit_spans(Process(os.getpid())) if start <= address < end)
 
     if main:
         ask()
@@ -273,7 +274,7 @@ sys.stdin.readline()
 @pytest.mark.parametrize("arena", [False, True])
 def test_what_looks_like_a_control_block(arena: bool) -> None:
     """It is found wherever it is in what can be a stack; malloc's arenas, large and many, are not searched."""
-    (head, *_) = threads._heads(os.getpid())
+    (head, *_) = threads._heads(Process(os.getpid()))
     kind = ctypes.c_uint64.from_address(head + 8).value
     size = threads._ARENA
     with Memory(3 * size // PAGE_SIZE, fill=False) as memory:
@@ -284,7 +285,7 @@ def test_what_looks_like_a_control_block(arena: bool) -> None:
         words = memory.words[(at - memory.address) // 8 - 1 :][:4]
         words[:] = [at, at, kind, 0]
         memory.table[first, 0] = start + 0x30 if arena else 0
-        spans = exit_spans(os.getpid())
+        spans = exit_spans(Process(os.getpid()))
         assert any(low <= at < high for low, high in spans) is not arena
 
 
@@ -297,7 +298,7 @@ def test_the_upper_end_of_what_can_be_a_stack(inside: bool) -> None:
         where = program.stdout.readline()
         if where == "refused\n":
             pytest.skip("this kernel has no guards within a mapping")
-        start, spans = int(where, 16), exit_spans(program.pid)
+        start, spans = int(where, 16), exit_spans(Process(program.pid))
         ends = [start + (half << 20) for half in ((32, 64) if inside else (64,))]
         for end in ends:
             assert any(first <= end - 2 * PAGE_SIZE and end <= last for first, last in spans)
@@ -325,7 +326,7 @@ sys.stdin.read()
 
 def test_of_nobody() -> None:
     with pytest.raises(NoSuchProcess):
-        exit_spans(4194305)
+        exit_spans(Process(4194305))
 
 
 def test_stacks_are_moved_without_a_trap(binary: Path) -> None:
@@ -333,10 +334,14 @@ def test_stacks_are_moved_without_a_trap(binary: Path) -> None:
     with subprocess.Popen([binary, "here"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         program.stdout.readline()
-        spans = exit_spans(program.pid)
+        spans = exit_spans(Process(program.pid))
         with nt.attach(program.pid, 0, always=True, rate=0) as migration:
             assert migration.wait_armed(HANG)
-            armed = [(smap.mapping.start, smap.mapping.end) for smap in procfs.smaps(program.pid) if "uw" in smap.flags]
+            armed = [
+                (smap.mapping.start, smap.mapping.end)
+                for smap in procfs.smaps(Process(program.pid))
+                if "uw" in smap.flags
+            ]
             runs = np.concatenate([part.runs for part in migration.plan.parts])
             assert armed
             for start, pages, _ in runs.tolist():

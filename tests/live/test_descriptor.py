@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from targets.waiting import (  # noqa: F401 (fixtures)
     Start,
     Target,
     acquire_and_close,
+    acquired,
     children,
     nothing_left_open,
     release,
@@ -35,6 +36,7 @@ from nexttouch.errors import (
 )
 from nexttouch.linux import procfs
 from nexttouch.linux.pidfd import pidfd_getfd, pidfd_open
+from nexttouch.linux.process import Process
 from nexttouch.linux.ptrace import StoppedThread
 from nexttouch.linux.syscall import MACHINE, NUMBERS
 from nexttouch.linux.userfaultfd import Event, Fault, FaultFlag, Feature, Mode, Userfaultfd
@@ -72,7 +74,8 @@ def test_an_endless_wait_ends_with_its_event_once(start: Start, mode: str) -> No
 
 def test_epoll_with_a_limit_ends_with_eintr_as_after_any_stop(start: Start) -> None:
     target = start("epoll", str(2 * HANG))
-    acquire(target.pid).close()
+    with acquired(target.pid):
+        pass
     assert target.finish()[:2] == (-1, 4)
 
 
@@ -97,7 +100,7 @@ def test_sigwaitinfo_ends_with_the_signal_only(start: Start) -> None:
 def test_a_computation_is_not_disturbed(start: Start) -> None:
     expected = start("compute").finish(b"x")[0]
     target = start("compute")
-    until(lambda: procfs.status(target.pid).state == "R")
+    until(lambda: procfs.status(Process(target.pid)).state == "R")
     for _ in range(5):
         acquire_and_close(target.pid)
     assert target.finish(b"x")[0] == expected != 0
@@ -106,7 +109,7 @@ def test_a_computation_is_not_disturbed(start: Start) -> None:
 def test_the_other_threads_run_on(start: Start) -> None:
     expected = start("threads", wait="").finish(b"x")[0]
     target = start("threads", wait="")
-    until(lambda: len(procfs.threads(target.pid)) == 4)
+    until(lambda: len(Process(target.pid).threads()) == 4)
     for _ in range(5):
         acquire_and_close(target.pid)
     assert target.finish(b"x")[0] == expected != 0
@@ -114,18 +117,18 @@ def test_the_other_threads_run_on(start: Start) -> None:
 
 def test_another_thread_stands_in_for_a_main_thread_that_has_ended(start: Start) -> None:
     target = start("leaderless")
-    until(lambda: procfs.status(target.pid).state == "Z")
-    thread = check(target.pid)
-    assert thread != target.pid
+    until(lambda: procfs.status(Process(target.pid)).state == "Z")
+    assert check(Process(target.pid)).thread != target.pid
     for _ in range(3):
-        acquire(target.pid).close()
+        with acquired(target.pid):
+            pass
     output, _ = target.process.communicate(b"y", timeout=HANG)
     assert output == b"y 0 0 0\n"
 
 
 def test_the_memory_of_a_program_whose_main_thread_has_ended(start: Start) -> None:
     target = start("leaderless")
-    until(lambda: procfs.status(target.pid).state == "Z")
+    until(lambda: procfs.status(Process(target.pid)).state == "Z")
     placement = nt.where(target.pid)
     assert placement.pid == target.pid
     assert nt.move(target.pid, 0).by_node == placement.by_node != {}
@@ -203,14 +206,11 @@ def test_a_child_forked_meanwhile_has_what_the_program_has(
         return copy
 
     monkeypatch.setattr(injection, "pidfd_getfd", taken)
-    pidfd = pidfd_open(target.pid)
-    try:
-        instruction = descriptor._system_call_instruction(target.pid)
-        uffd, _ = injection.take_userfaultfd(target.pid, target.pid, instruction, pidfd, bool(prefix))
+    with Process.open(target.pid) as process:
+        instruction = descriptor._system_call_instruction(process)
+        uffd, _ = injection.take_userfaultfd(process, instruction, lend=bool(prefix))
         assert userfaultfds(os.getpid()) == [str(uffd)]
         os.close(uffd)
-    finally:
-        os.close(pidfd)
     assert children(target.pid) == list(map(str, forked)) != []
     inherited = [descriptors(child) for child in forked]
     for child in forked:
@@ -222,14 +222,14 @@ def test_a_child_forked_meanwhile_has_what_the_program_has(
 @pytest.mark.parametrize("fork", [os.fork, ctypes.CDLL(None).fork], ids=["Python's", "the C library's"])
 def test_a_child_of_the_migrator_has_no_descriptor_that_is_on_its_way(start: Start, fork: Callable[[], int]) -> None:
     target = start("read")
-    with closing(acquire(target.pid)) as acquired:
-        assert userfaultfds(os.getpid()) == [str(acquired.uffd)]
+    with acquired(target.pid) as found:
+        assert userfaultfds(os.getpid()) == [str(found.uffd)]
         assert exit_status(fork, lambda: not userfaultfds(os.getpid())) == 0
     with Path("/dev/null").open("rb") as other:  # the next one with the number
-        assert other.fileno() == min(acquired.uffd, acquired.pidfd)
-        numbers = [other.fileno(), os.dup2(other.fileno(), max(acquired.uffd, acquired.pidfd))]
-        assert exit_status(fork, lambda: all(os.fstat(number) for number in numbers)) == 0
-        os.close(numbers[1])
+        number = other.fileno() if other.fileno() == found.uffd else os.dup2(other.fileno(), found.uffd)
+        assert exit_status(fork, lambda: bool(os.fstat(number))) == 0
+        if number != other.fileno():
+            os.close(number)
     assert target.finish(b"x")[:2] == (1, 0)
 
 
@@ -271,18 +271,22 @@ def test_no_signal_is_lost_or_doubled(start: Start) -> None:
     assert handled == sent
 
 
-_ACQUIRE = "from nexttouch.live.descriptor import acquire; acquire({})"
+_ACQUIRE = """
+from nexttouch.linux.process import Process
+from nexttouch.live.descriptor import acquire
+acquire(Process.open({}))
+"""
 
 
 def test_a_stopped_target_stays_stopped(start: Start) -> None:
     target = start("read")
     os.kill(target.pid, signal.SIGSTOP)
-    until(lambda: procfs.status(target.pid).state == "T")
+    until(lambda: procfs.status(Process(target.pid)).state == "T")
     for _ in range(3):
         acquire_and_close(target.pid)
-        until(lambda: procfs.status(target.pid).state == "T")
+        until(lambda: procfs.status(Process(target.pid)).state == "T")
     os.kill(target.pid, signal.SIGCONT)
-    until(lambda: procfs.status(target.pid).state == "S")
+    until(lambda: procfs.status(Process(target.pid)).state == "S")
     acquire_and_close(target.pid)
     assert target.finish(b"x")[:2] == (1, 0)
 
@@ -297,9 +301,9 @@ def test_stops_and_continues_in_between_have_their_effect(start: Start) -> None:
                 time.sleep(0.0002)
         assert attacher.returncode == 0
         os.kill(target.pid, signal.SIGSTOP)
-        until(lambda: procfs.status(target.pid).state == "T")
+        until(lambda: procfs.status(Process(target.pid)).state == "T")
         os.kill(target.pid, signal.SIGCONT)
-        until(lambda: procfs.status(target.pid).state == "S")
+        until(lambda: procfs.status(Process(target.pid)).state == "S")
     assert target.finish(b"x")[:2] == (1, 0)
 
 
@@ -311,10 +315,9 @@ def test_stores_of_system_calls_are_caught_and_closing_undoes_all(start: Start, 
     target = start("page", prefix=prefix)
     address = int(target.said[0], 16)
     features = Feature.PAGEFAULT_FLAG_WP | Feature.THREAD_ID
-    acquired = acquire(target.pid, features=features, lend=bool(prefix))
     assert target.process.stdin
-    with closing(acquired):
-        memory = Userfaultfd(acquired.uffd)
+    with acquired(target.pid, features=features, lend=bool(prefix)) as found:
+        memory = Userfaultfd(found.uffd)
         memory.register(address, 65536, Mode.WP)
         memory.write_protect(address, 65536)
         target.process.stdin.write(b"xz")  # read(2) of the second byte goes into the protected page
@@ -336,8 +339,8 @@ def test_a_program_without_a_free_descriptor_needs_none(start: Start) -> None:
 
 def test_features_that_are_only_wanted_are_done_without(start: Start) -> None:
     target = start("page")
-    with closing(acquire(target.pid, features=Feature.PAGEFAULT_FLAG_WP, wanted=1 << 30)) as acquired:
-        memory = Userfaultfd(acquired.uffd)
+    with acquired(target.pid, features=Feature.PAGEFAULT_FLAG_WP, wanted=1 << 30) as found:
+        memory = Userfaultfd(found.uffd)
         memory.register(int(target.said[0], 16), 65536, Mode.WP)
     assert target.finish(b"xy")[:2] == (1, 0)
 
@@ -359,7 +362,7 @@ def test_a_feature_that_the_kernel_lacks_is_named(start: Start) -> None:
     target = start("read")
     before = descriptors(target.pid)
     with pytest.raises(FeatureMissing, match="userfaultfd 0x40000000 is not available"):
-        acquire(target.pid, features=1 << 30)
+        acquire_and_close(target.pid, features=1 << 30)
     assert descriptors(target.pid) == before
     assert target.finish(b"x")[:2] == (1, 0)
 
@@ -376,7 +379,7 @@ def test_the_migrator_may_be_killed_at_any_moment(start: Start) -> None:
         migrator.kill()
         migrator.wait()
         until(lambda: not _helpers_of(target.pid))
-        assert procfs.status(target.pid).tracer == 0
+        assert procfs.status(Process(target.pid)).tracer == 0
         assert descriptors(target.pid) == before
     assert target.finish(b"x")[:2] == (1, 0)
 
@@ -427,16 +430,13 @@ def _status_lines(pid: int) -> list[str]:
 
 def test_a_target_that_is_gone_is_said_to_be(start: Start) -> None:
     target = start("read")
-    pidfd = pidfd_open(target.pid)
-    target.process.kill()
-    target.process.wait()
-    try:
+    with Process.open(target.pid) as process:
+        target.process.kill()
+        target.process.wait()
         with pytest.raises(NoSuchProcess):
-            acquire(target.pid)
+            acquire(process)
         with pytest.raises(NoSuchProcess):
-            injection.take_userfaultfd(target.pid, target.pid, 0, pidfd)
-    finally:
-        os.close(pidfd)
+            injection.take_userfaultfd(process, 0)
 
 
 def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start) -> None:
@@ -446,7 +446,7 @@ def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start) ->
     gone.process.wait()
     try:
         with pytest.raises(NoSuchProcess):
-            injection.take_userfaultfd(other.pid, other.pid, 0, pidfd)
+            injection.take_userfaultfd(Process(other.pid, pidfd=pidfd), 0)
     finally:
         os.close(pidfd)
     release(other.pid)
@@ -455,7 +455,7 @@ def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start) ->
 
 def test_a_target_killed_while_it_is_stopped(start: Start) -> None:
     target = start("read")
-    thread = StoppedThread(target.pid, target.pid, descriptor._system_call_instruction(target.pid))
+    thread = StoppedThread(target.pid, target.pid, descriptor._system_call_instruction(Process(target.pid)))
     thread.seize()
     thread.stop(HANG)
     target.process.kill()

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from targets.waiting import (  # noqa: F401 (fixtures)
     Start,
     Target,
     acquire_and_close,
+    acquired,
     nothing_left_open,
     release,
     starter,
@@ -34,19 +34,19 @@ from nexttouch.errors import (
     TargetRefused,
 )
 from nexttouch.linux import procfs
-from nexttouch.linux.pidfd import pidfd_open
+from nexttouch.linux.process import Process
 from nexttouch.linux.ptrace import StoppedThread
 from nexttouch.linux.userfaultfd import Mode, Userfaultfd
 from nexttouch.live import descriptor, injection
-from nexttouch.live.descriptor import acquire
+from nexttouch.live.attach import attach
 
 pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def refused(pid: int, match: str) -> None:
     before = descriptors(pid) if Path(f"/proc/{pid}/fd/0").exists() else None
-    with pytest.raises(TargetRefused, match=match) as error:
-        acquire(pid)
+    with pytest.raises(TargetRefused, match=match) as error, acquired(pid):
+        pass
     assert error.value.pid == pid
     if before is not None and pid != os.getpid():
         assert descriptors(pid) == before
@@ -59,7 +59,7 @@ def test_this_process() -> None:
 def test_a_zombie() -> None:
     child = subprocess.Popen(["true"])
     try:
-        until(lambda: procfs.status(child.pid).state == "Z")
+        until(lambda: procfs.status(Process(child.pid)).state == "Z")
         refused(child.pid, "zombie")
     finally:
         child.wait()
@@ -86,13 +86,9 @@ def test_a_process_with_a_seccomp_filter(start: Start) -> None:
 
 def test_a_seccomp_filter_that_came_after_the_check(start: Start) -> None:
     target = start("seccomp", readies=2)
-    instruction = descriptor._system_call_instruction(target.pid)
-    pidfd = pidfd_open(target.pid)
-    try:
-        with pytest.raises(TargetRefused, match="seccomp"):
-            injection.take_userfaultfd(target.pid, target.pid, instruction, pidfd)
-    finally:
-        os.close(pidfd)
+    instruction = descriptor._system_call_instruction(Process(target.pid))
+    with Process.open(target.pid) as process, pytest.raises(TargetRefused, match="seccomp"):
+        injection.take_userfaultfd(process, instruction)
     assert target.finish(b"x")[:2] == (1, 0)
 
 
@@ -104,13 +100,9 @@ def test_a_program_that_dispatches_its_own_system_calls(start: Start) -> None:
 
 def test_an_address_that_is_no_system_call_instruction(start: Start) -> None:
     target = start("read")
-    address = procfs.mappings(target.pid)[0].start
-    pidfd = pidfd_open(target.pid)
-    try:
-        with pytest.raises(TargetRefused, match="replaced its program"):
-            injection.take_userfaultfd(target.pid, target.pid, address, pidfd)
-    finally:
-        os.close(pidfd)
+    address = procfs.mappings(Process(target.pid))[0].start
+    with Process.open(target.pid) as process, pytest.raises(TargetRefused, match="replaced its program"):
+        injection.take_userfaultfd(process, address)
     assert target.finish(b"x")[:2] == (1, 0)
 
 
@@ -126,9 +118,8 @@ def test_a_program_with_its_own_userfaultfd() -> None:
 
 def test_a_program_whose_faults_another_process_handles(start: Start) -> None:
     target = start("page")
-    acquired = acquire(target.pid)
-    with closing(acquired):
-        memory = Userfaultfd(acquired.uffd)
+    with acquired(target.pid) as found:
+        memory = Userfaultfd(found.uffd)
         memory.register(int(target.said[0], 16), 65536, Mode.MISSING)
         refused(target.pid, "another process .* handles its page faults")
     acquire_and_close(target.pid)
@@ -150,14 +141,12 @@ def test_a_32_bit_program(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("the kernel runs no 32-bit programs")
     try:
-        until(lambda: procfs.status(process.pid).state == "S")
+        until(lambda: procfs.status(Process(process.pid)).state == "S")
         refused(process.pid, "32-bit")
         # The same, had the look at the file missed it: nothing but the registers tells then.
-        pidfd = pidfd_open(process.pid)
-        with pytest.raises(TargetRefused, match="32-bit"):
-            injection.take_userfaultfd(process.pid, process.pid, 0, pidfd)
-        os.close(pidfd)
-        until(lambda: procfs.status(process.pid).state == "S")
+        with Process.open(process.pid) as target, pytest.raises(TargetRefused, match="32-bit"):
+            injection.take_userfaultfd(target, 0)
+        until(lambda: procfs.status(Process(process.pid)).state == "S")
     finally:
         process.kill()
         process.wait()
@@ -184,23 +173,24 @@ def test_a_program_whose_next_child_begins_a_namespace(start: Start) -> None:
 
 def test_numbers_that_are_no_process(start: Start) -> None:
     with pytest.raises(InvalidArgument, match="positive"):
-        acquire(0)
+        attach(0, 0)
     with pytest.raises(InvalidArgument, match="positive"):
-        acquire(-1)
+        attach(-1, 0)
     with pytest.raises(NoSuchProcess):
-        acquire(2**22 + 1)
+        attach(2**22 + 1, 0)
     target = start("threads", wait="")
-    until(lambda: len(procfs.threads(target.pid)) > 1)
+    until(lambda: len(Process(target.pid).threads()) > 1)
     with pytest.raises(InvalidArgument, match="thread"):
-        acquire(procfs.threads(target.pid)[1])
+        attach(Process(target.pid).threads()[1], 0)
 
 
 ATTEMPT = """
 import json, sys
 from nexttouch.errors import NexttouchError
+from nexttouch.linux.process import Process
 from nexttouch.live.descriptor import acquire
 try:
-    acquire(int(sys.argv[1]))
+    acquire(Process.open(int(sys.argv[1])))
     print(json.dumps(["", ""]))
 except NexttouchError as error:
     print(json.dumps([type(error).__name__, str(error)]))

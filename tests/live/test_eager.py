@@ -21,10 +21,9 @@ from targets.programs import until
 import nexttouch as nt
 from nexttouch import Reason, placement
 from nexttouch.linux import mempolicy, occupied, pagemap
-from nexttouch.linux.pidfd import pidfd_open
+from nexttouch.linux.process import SELF, Process
 from nexttouch.live import eager
 from nexttouch.live.eager import MoveResult
-from nexttouch.live.held import Held
 from nexttouch.live.pages import Pages
 
 BASE = 1 << 40
@@ -97,7 +96,7 @@ class Kernel:
         return np.array(words, np.uint64)
 
     def move_pages(
-        self, _: int, addresses: NDArray[np.uint64], nodes: NDArray[np.int32] | None, flags: int = mempolicy.MOVE
+        self, _: Process, addresses: NDArray[np.uint64], nodes: NDArray[np.int32] | None, flags: int = mempolicy.MOVE
     ) -> tuple[int, NDArray[np.int32]]:
         pages = addresses.tolist()
         if nodes is None:
@@ -183,7 +182,7 @@ def kernel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 def moved(kernel: Kernel, *targets: int, **options: Any) -> MoveResult:
     before = len(kernel.calls)
-    process = options.pop("process", None) or Held(0)
+    process = options.pop("process", SELF)
     result = eager.move_pages(process, kernel.pages(), targets, **options)
     assert accounted(result)
     assert result.pages == sum(kernel.units.values())
@@ -411,7 +410,7 @@ def test_a_process_that_is_no_more(kernel: Kernel, monkeypatch: pytest.MonkeyPat
     command = [sys.executable, "-c", _BECOMES_ANOTHER]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
         assert program.stdin
-        process = Held(program.pid, pidfd_open(program.pid))
+        process = Process.open(program.pid)
         assert process.there
 
         def change() -> None:
@@ -423,10 +422,13 @@ def test_a_process_that_is_no_more(kernel: Kernel, monkeypatch: pytest.MonkeyPat
                 program.stdin.flush()  # type: ignore[union-attr]
                 until(lambda: Path(f"/proc/{program.pid}/exe").readlink().name == "cat", "the other program")
 
-        def calls(*arguments: Any) -> Any:
+        def calls(process: Process, *arguments: Any) -> Any:
+            process.check()  # before and after, as mempolicy's does
             if len(kernel.calls) == 2 and moment == "in a call":
                 change()
-            return kernel.move_pages(*arguments)
+            answer = kernel.move_pages(process, *arguments)
+            process.check()
+            return answer
 
         def progress(*_: int) -> None:
             if len(kernel.calls) == 2 and moment == "before a call":

@@ -21,6 +21,7 @@ from support.swap import page_out
 import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.linux import pagecache
+from nexttouch.linux.process import SELF
 from nexttouch.live.mechanisms import named
 from nexttouch.live.migration import Migration
 from nexttouch.live.options import Options
@@ -335,7 +336,7 @@ def test_shared_memory_that_is_in_swap_and_in_memory_still_is_counted_once(swap:
 def test_pages_that_go_to_swap_before_their_turn(swap: None) -> None:
     with Memory(60) as memory:
         span = [(memory.address, memory.at(60))]
-        plan = make_plan(0, span, (0,), mechanism=named("write_protect"), always=True)
+        plan = make_plan(SELF, span, (0,), mechanism=named("write_protect"), always=True)
         page_out(memory, 10, 20)
         memory.advise(mmap.MADV_DONTNEED, 50, 2)
         with Migration(plan, Options()) as migration:

@@ -20,6 +20,7 @@ from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, check
 import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.linux import procfs
+from nexttouch.linux.process import SELF
 
 way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 service = pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
@@ -91,7 +92,7 @@ def moved_there_and_back(memory: Memory, first: int, count: int, room: Memory) -
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
-        size = min(mapping.start for mapping in procfs.mappings(0) if mapping.end > here) - here
+        size = min(mapping.start for mapping in procfs.mappings(SELF) if mapping.end > here) - here
         if size <= 0:
             return
     reserve(here, size)
@@ -227,9 +228,9 @@ def test_more_holes_than_are_remembered(options: dict[str, Any]) -> None:
         checked(libc.mmap(place, ctypes.c_size_t(PAGE_SIZE), 3, flags, -1, ctypes.c_long(0)))
         checked(libc.madvise(place, ctypes.c_size_t(PAGE_SIZE), MADV_DONTFORK))
         migration.cancel()
-        (smap,) = procfs.smaps(0, memory.at(pages - 2), memory.at(pages - 1))
+        (smap,) = procfs.smaps(SELF, memory.at(pages - 2), memory.at(pages - 1))
         assert "dc" in smap.flags
-        (smap,) = procfs.smaps(0, memory.at(0), memory.at(1))
+        (smap,) = procfs.smaps(SELF, memory.at(0), memory.at(1))
         assert not {"dc", "um"} & smap.flags
         assert all(same(memory, page, 1) for page in range(0, pages, 2))
         assert settled(migration.stats, pages)

@@ -33,6 +33,7 @@ import nexttouch as nt
 from nexttouch import Reason
 from nexttouch.linux import mempolicy
 from nexttouch.linux.mempolicy import Mode
+from nexttouch.linux.process import SELF
 from nexttouch.live.pages import find
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -447,10 +448,10 @@ def test_a_page_that_has_moved_takes_memory_once(options: dict[str, Any]) -> Non
         migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
         assert migration.wait_armed(HANG)
         ((start, size),) = migration.shadow
-        assert find(0, start, start + size).count == 100
+        assert find(SELF, start, start + size).count == 100
         memory.words[: 60 * WORDS : WORDS] += np.uint64(0)
         # The pager lets the program go on before it frees the frame that the last page has left.
-        assert 40 <= find(0, start, start + size).count <= 41
+        assert 40 <= find(SELF, start, start + size).count <= 41
         migration.cancel()
         memory.check()
 

@@ -19,6 +19,7 @@ from support.memory import HUGE, PAGE_SIZE, Memory, libc, more_hugetlb
 
 import nexttouch as nt
 from nexttouch.linux import mempolicy, pagemap, procfs
+from nexttouch.linux.process import SELF, Process
 from nexttouch.live.pages import HUGE_PAGES, Pages, explained, find, find_each, find_mapped, reasons
 from nexttouch.live.plan import make_plan
 
@@ -38,7 +39,7 @@ def by_hand(start: int, end: int) -> list[tuple[int, int, int]]:
     zero, found, address = of_zeros(), [], start
     while address < end:
         pages = 1
-        word = int(pagemap.entries(0, address, 1)[0])
+        word = int(pagemap.entries(SELF, address, 1)[0])
         if word & int(pagemap.PRESENT) and word & int(pagemap.PFN) != zero:
             if address % (HUGE * PAGE_SIZE) == 0 and address + HUGE * PAGE_SIZE <= end and is_huge(address):
                 pages = HUGE
@@ -49,12 +50,12 @@ def by_hand(start: int, end: int) -> list[tuple[int, int, int]]:
 
 def is_huge(address: int) -> bool:
     one = address + HUGE * PAGE_SIZE
-    runs = pagemap.scan(0, address, one, all_of=pagemap.Category.HUGE, return_mask=pagemap.Category.HUGE)
+    runs = pagemap.scan(SELF, address, one, all_of=pagemap.Category.HUGE, return_mask=pagemap.Category.HUGE)
     return bool(len(runs) == 1 and (runs[0]["start"], runs[0]["end"]) == (address, one))
 
 
 def node_of(address: int) -> int:
-    return int(mempolicy.move_pages(0, np.array([address], np.uint64), None)[1][0])
+    return int(mempolicy.move_pages(SELF, np.array([address], np.uint64), None)[1][0])
 
 
 def as_list(pages: Pages) -> list[tuple[int, int, int]]:
@@ -81,20 +82,20 @@ def test_random_mixes(seed: int) -> None:
     with Memory(1000, fill=False) as memory:
         mix(memory, seed)
         expected = by_hand(memory.address, memory.at(1000))
-        found = find(0, memory.address, memory.at(1000))
+        found = find(SELF, memory.address, memory.at(1000))
         assert as_list(found) == expected
         assert 0 < found.count == len(found) == len(expected) < 1000
         assert found.addresses.dtype == np.uint64
         assert found.units.dtype == np.uint32
         assert found.nodes.dtype == np.int32
-        assert as_list(find(os.getpid(), memory.address, memory.at(1000))) == expected
+        assert as_list(find(Process(os.getpid()), memory.address, memory.at(1000))) == expected
 
 
 def test_parts_of_a_range() -> None:
     with Memory(50, fill=False) as memory:
         mix(memory, 4)
         for first, last in [(0, 1), (7, 20), (30, 50), (50, 50), (20, 20)]:
-            assert as_list(find(0, memory.at(first), memory.at(last))) == by_hand(memory.at(first), memory.at(last))
+            assert as_list(find(SELF, memory.at(first), memory.at(last))) == by_hand(memory.at(first), memory.at(last))
 
 
 @pytest.mark.parametrize("scans", [True, False])
@@ -115,14 +116,14 @@ def test_many_pieces_at_one_go(scans: bool, monkeypatch: pytest.MonkeyPatch) -> 
         ends = [sorted(rng.sample(range(4 * HUGE + 1), 2)) for _ in range(40)]
         pieces = [(memory.at(first), memory.at(last), 1) for first, last in ends]
         monkeypatch.setattr(pagemap, "scan", counted)
-        found = find_each(0, pieces)
+        found = find_each(SELF, pieces)
         assert not scans or len(calls) == 1
-        assert [as_list(pages) for pages in found] == [as_list(find(0, start, end)) for start, end, _ in pieces]
+        assert [as_list(pages) for pages in found] == [as_list(find(SELF, start, end)) for start, end, _ in pieces]
         assert any(len(pages) for pages in found)
 
 
 def test_no_pieces() -> None:
-    assert find_each(0, []) == []
+    assert find_each(SELF, []) == []
 
 
 def test_huge_pages_are_one_unit_only_as_a_whole() -> None:
@@ -132,11 +133,11 @@ def test_huge_pages_are_one_unit_only_as_a_whole() -> None:
             pytest.skip("the kernel gave no huge pages")
         memory.advise(MADV_DONTNEED, HUGE + 7, 1)  # splits the second in the page table
         memory.advise(MADV_NOHUGEPAGE)  # which khugepaged would mend
-        pages = as_list(find(0, memory.address, memory.at(4 * HUGE)))
+        pages = as_list(find(SELF, memory.address, memory.at(4 * HUGE)))
         assert pages == by_hand(memory.address, memory.at(4 * HUGE))
         assert [unit for _, unit, _ in pages] == [HUGE, *[1] * (HUGE - 1), HUGE, HUGE]
         # From the middle of the third to the middle of the fourth: each page by itself.
-        half = find(0, memory.at(2 * HUGE + 8), memory.at(3 * HUGE + 8))
+        half = find(SELF, memory.at(2 * HUGE + 8), memory.at(3 * HUGE + 8))
         assert half.count == HUGE
         assert set(half.units.tolist()) == {1}
         assert as_list(half) == by_hand(memory.at(2 * HUGE + 8), memory.at(3 * HUGE + 8))
@@ -146,7 +147,7 @@ def test_huge_pages_are_one_unit_only_as_a_whole() -> None:
 def test_the_huge_page_of_zeros_is_none() -> None:
     with Memory(HUGE, fill=False, huge=True) as memory:
         _ = ctypes.c_char.from_address(memory.address).value  # a read of huge memory may map it
-        assert len(find(0, memory.address, memory.at(HUGE))) == 0
+        assert len(find(SELF, memory.address, memory.at(HUGE))) == 0
 
 
 @pytest.mark.parametrize("flags", [MAP_SHARED | MAP_ANONYMOUS, MAP_PRIVATE | MAP_ANONYMOUS])
@@ -156,7 +157,7 @@ def test_pages_of_hugetlb_are_units(flags: int) -> None:
             pytest.skip("the kernel has no huge pages of hugetlb")
         with Memory(2 * HUGE, fill=False, huge=True, flags=flags | 0x40000) as memory:
             memory.words[HUGE * PAGE_SIZE // 8] = 1
-            found = find(0, memory.address, memory.at(2 * HUGE), unit=HUGE)
+            found = find(SELF, memory.address, memory.at(2 * HUGE), unit=HUGE)
             assert as_list(found) == [(memory.at(HUGE), HUGE, node_of(memory.at(HUGE)))]
 
 
@@ -184,12 +185,12 @@ def test_another_process() -> None:
     try:
         assert child.stdout
         start = int(child.stdout.readline()) // PAGE_SIZE * PAGE_SIZE
-        found = find(child.pid, start, start + 200 * PAGE_SIZE)
+        found = find(Process(child.pid), start, start + 200 * PAGE_SIZE)
         assert found.addresses.tolist() == list(range(start, start + 200 * PAGE_SIZE, PAGE_SIZE))
     finally:
         child.communicate()
     with pytest.raises(nt.NoSuchProcess):
-        find(child.pid, start, start + 200 * PAGE_SIZE)
+        find(Process(child.pid), start, start + 200 * PAGE_SIZE)
 
 
 @pytest.mark.lab
@@ -197,7 +198,7 @@ def test_nodes_page_by_page() -> None:
     with Memory(120) as memory:
         for page in range(120):
             memory.bind(page * 7 % 4, page, 1)
-        found = find(0, memory.address, memory.at(120))
+        found = find(SELF, memory.address, memory.at(120))
         assert found.nodes.tolist() == [page * 7 % 4 for page in range(120)]
         assert found.by_node() == dict.fromkeys(range(4), 30)
         memory.check()
@@ -222,18 +223,18 @@ def secret(pages: int) -> Iterator[np.ndarray[Any, Any]]:
 def test_secret_memory_is_not_movable_and_that_is_known_at_once() -> None:
     with secret(8) as array:
         address = array.ctypes.data
-        assert [mapping.kind for mapping in procfs.mappings(0, address, address + 1)] == [procfs.Kind.SECRET]
+        assert [mapping.kind for mapping in procfs.mappings(SELF, address, address + 1)] == [procfs.Kind.SECRET]
         assert nt.where(array).total.unmovable == 8
-        movable, fixed, _ = find_mapped(0, address, address + 8 * PAGE_SIZE)
+        movable, fixed, _ = find_mapped(SELF, address, address + 8 * PAGE_SIZE)
         assert (movable.count, fixed.count) == (0, 8)
-        assert make_plan(0, [(address, address + 8 * PAGE_SIZE)], (), always=True).left == {nt.Reason.UNSUITABLE: 8}
+        assert make_plan(SELF, [(address, address + 8 * PAGE_SIZE)], (), always=True).left == {nt.Reason.UNSUITABLE: 8}
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_secret_memory_stays(dry_run: bool) -> None:
     with secret(8) as array:
-        other = (find(0, array.ctypes.data, array.ctypes.data + PAGE_SIZE).nodes[0] + 1) % 4
+        other = (find(SELF, array.ctypes.data, array.ctypes.data + PAGE_SIZE).nodes[0] + 1) % 4
         result = nt.move(array, other, dry_run=dry_run)
         assert (result.moved, result.left, result.longest_call) == (0, {nt.Reason.UNSUITABLE: 8}, 0.0)
         assert sum(result.by_node.values()) == 8
@@ -241,9 +242,9 @@ def test_secret_memory_stays(dry_run: bool) -> None:
 
 def test_the_code_of_the_kernel_is_fixed() -> None:
     (vdso,) = (mapping for mapping in procfs.mappings() if mapping.path == "[vdso]")
-    movable, fixed, _ = find_mapped(0, vdso.start, vdso.end)
-    assert (movable.count, fixed.count) == (0, find(0, vdso.start, vdso.end).count)
-    everything = find_mapped(os.getpid())
+    movable, fixed, _ = find_mapped(SELF, vdso.start, vdso.end)
+    assert (movable.count, fixed.count) == (0, find(SELF, vdso.start, vdso.end).count)
+    everything = find_mapped(Process(os.getpid()))
     assert vdso.start in everything[1].addresses
     assert vdso.start not in everything[0].addresses
 
@@ -251,7 +252,7 @@ def test_the_code_of_the_kernel_is_fixed() -> None:
 def test_only_what_is_asked_for_is_found() -> None:
     with Memory(20) as memory:
         memory.protect(mmap.PROT_READ, 5, 5)  # three mappings
-        movable, fixed, _ = find_mapped(0, memory.at(3), memory.at(12))
+        movable, fixed, _ = find_mapped(SELF, memory.at(3), memory.at(12))
         assert movable.addresses.tolist() == [memory.at(page) for page in range(3, 12)]
         assert not len(fixed)
 
@@ -262,7 +263,7 @@ def test_a_page_of_hugetlb_that_is_covered_in_part() -> None:
             pytest.skip("the kernel has no huge pages of hugetlb")
         with Memory(2 * HUGE, fill=False, huge=True, flags=MAP_SHARED | MAP_ANONYMOUS | 0x40000) as memory:
             memory.words[:: HUGE * PAGE_SIZE // 8] = 1
-            movable, _, _ = find_mapped(0, memory.at(7), memory.at(9))
+            movable, _, _ = find_mapped(SELF, memory.at(7), memory.at(9))
             assert as_list(movable) == [(memory.at(0), HUGE, node_of(memory.at(0)))]
 
 
@@ -271,8 +272,8 @@ def test_an_entry_without_a_page_of_memory_is_told_from_a_page_that_has_gone() -
         addresses = np.array([memory.at(2), memory.at(0), memory.at(1)], np.uint64)
         memory.advise(MADV_DONTNEED, 1, 1)
         status = np.array([-errno.ENOENT, 3, -errno.ENOENT], np.int32)
-        assert explained(0, addresses, status).tolist() == [-errno.EFAULT, 3, -errno.ENOENT]
-        assert reasons(explained(0, addresses, status)[[0, 2]], np.array([1, 512], np.uint32)) == {
+        assert explained(SELF, addresses, status).tolist() == [-errno.EFAULT, 3, -errno.ENOENT]
+        assert reasons(explained(SELF, addresses, status)[[0, 2]], np.array([1, 512], np.uint32)) == {
             nt.Reason.UNSUITABLE: 1,
             nt.Reason.ABSENT: 512,
         }

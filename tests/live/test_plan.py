@@ -19,6 +19,7 @@ from test_pages import by_hand
 from nexttouch import NoSuchProcess, Reason
 from nexttouch.linux import mempolicy, pagemap, procfs
 from nexttouch.linux.mempolicy import Mode
+from nexttouch.linux.process import SELF, Process
 from nexttouch.live.mechanisms import named
 from nexttouch.live.plan import Part, Plan, make_plan
 
@@ -128,19 +129,19 @@ def scatter(memory: Memory, chance: random.Random, nodes: tuple[int, ...]) -> No
         return
     for address, pages, _ in by_hand(memory.address, memory.at(memory.pages)):
         if pages == 1 and chance.random() < 0.5:
-            mempolicy.move_pages(0, np.array([address], np.uint64), chance.choice(nodes))
+            mempolicy.move_pages(SELF, np.array([address], np.uint64), chance.choice(nodes))
 
 
 def compare(seed: int, nodes: tuple[int, ...], targets: tuple[int, ...], always: bool) -> None:
     with varied(seed, nodes) as (memory, pieces):
-        whole = make_plan(0, [(memory.address, memory.at(memory.pages))], targets, always=always)
+        whole = make_plan(SELF, [(memory.address, memory.at(memory.pages))], targets, always=always)
         assert as_made(whole) == reference(pieces, targets, always)
         chance = random.Random(seed)
         for _ in range(4):  # parts that begin and end at any page
             first, last = sorted(chance.sample(range(memory.pages), 2))
             cut = [(max(s, memory.at(first)), min(e, memory.at(last)), way) for s, e, way in pieces]
             inside = [piece for piece in cut if piece[0] < piece[1]]
-            plan = make_plan(0, [(memory.at(first), memory.at(last))], targets, always=always)
+            plan = make_plan(SELF, [(memory.at(first), memory.at(last))], targets, always=always)
             assert as_made(plan) == reference(inside, targets, always)
 
 
@@ -169,7 +170,7 @@ def test_gaps_up_to_the_reserve_are_watched_along(gap: int, ranges: int) -> None
     with Memory(gap + 2, fill=False) as memory:
         memory.populate(0, 1)
         memory.populate(gap + 1, 1)
-        plan = make_plan(0, [(memory.address, memory.at(gap + 2))], (0,), always=True)
+        plan = make_plan(SELF, [(memory.address, memory.at(gap + 2))], (0,), always=True)
         part = plan.parts[0]
         assert part.runs.tolist() == [[memory.at(0), 1, 1], [memory.at(gap + 1), 1, 1]]
         assert len(part.ranges) == ranges
@@ -182,7 +183,7 @@ def test_ranges_are_limited_in_number() -> None:
     with Memory(islands * distance, fill=False) as memory:
         for island in range(islands):
             memory.words[island * distance * WORDS] = 1
-        plan = make_plan(0, [(memory.address, memory.at(memory.pages))], (0,), always=True)
+        plan = make_plan(SELF, [(memory.address, memory.at(memory.pages))], (0,), always=True)
         part = plan.parts[0]
         assert plan.pages == len(part.runs) == islands
         assert 1 <= len(part.ranges) <= 1024
@@ -202,7 +203,7 @@ def holders(part: Part) -> list[list[int]]:
 
 def mechanisms(memory: Memory, asked: str | None = None) -> dict[str, int]:
     """Pages by what is to become of them."""
-    plan = make_plan(0, [(memory.address, memory.at(memory.pages))], (), mechanism=named(asked) if asked else None)
+    plan = make_plan(SELF, [(memory.address, memory.at(memory.pages))], (), mechanism=named(asked) if asked else None)
     found: dict[str, int] = {part.mechanism: int(part.runs[:, 1].sum()) for part in plan.parts}
     if plan.eager:
         found["eager"] = sum(pages.count for pages in plan.eager)
@@ -252,7 +253,7 @@ def test_the_mechanism_of_hugetlb(flags: int) -> None:
             memory.words[0] = 1
             assert mechanisms(memory) == {"write_protect" if flags == SHARED else "eager": HUGE}
             # A part of a huge page is no page.
-            plan = make_plan(0, [(memory.at(1), memory.at(HUGE))], ())
+            plan = make_plan(SELF, [(memory.at(1), memory.at(HUGE))], ())
             assert not plan.parts
             assert set(plan.left) == {Reason.PARTIAL}
 
@@ -298,7 +299,7 @@ def test_memory_without_access_and_holes() -> None:
 )
 def test_spans_in_bytes(spans: list[tuple[int, int]], pages: int, partial: int) -> None:
     with Memory(10) as memory:
-        plan = make_plan(0, [(memory.address + low, memory.address + high) for low, high in spans], ())
+        plan = make_plan(SELF, [(memory.address + low, memory.address + high) for low, high in spans], ())
         assert sum(int(part.runs[:, 1].sum()) for part in plan.parts) == pages
         assert plan.left == ({Reason.PARTIAL: partial} if partial else {})
         assert plan.pages == pages + partial
@@ -307,8 +308,8 @@ def test_spans_in_bytes(spans: list[tuple[int, int]], pages: int, partial: int) 
 def test_all_memory_of_a_process() -> None:
     with Memory(100, fill=False) as memory:  # behind a page without access: its upper end might be a thread's
         memory.populate(60, 40)
-        plan = make_plan(os.getpid(), None, (0,), always=True)
-        assert plan.pid == os.getpid()
+        plan = make_plan(Process(os.getpid()), None, (0,), always=True)
+        assert plan.process.pid == os.getpid()
         assert {part.mechanism for part in plan.parts} <= {"write_protect"}  # that of another process's memory
         runs = np.concatenate([part.runs for part in plan.parts])
         assert [memory.at(60), 38, 1] in runs.tolist()
@@ -333,7 +334,7 @@ def test_all_mappings_are_scanned_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         within = [each for each in procfs.mappings() if memory.address <= each.start < memory.at(100)]
         assert len(within) == 100
         monkeypatch.setattr(pagemap, "scan", counted)
-        assert make_plan(0, [(memory.address, memory.at(100))], (0,)).pages == 100
+        assert make_plan(SELF, [(memory.address, memory.at(100))], (0,)).pages == 100
     assert len(calls) == 1
 
 
@@ -343,13 +344,13 @@ def test_a_process_that_is_gone() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     with pytest.raises(NoSuchProcess):
-        make_plan(child, None, (0,))
+        make_plan(Process(child), None, (0,))
 
 
 def test_planning_changes_nothing() -> None:
     with varied(7) as (memory, _):
         before = memory.frames(), mapped(memory)
-        make_plan(0, [(memory.address, memory.at(memory.pages))], (0,), always=True)
+        make_plan(SELF, [(memory.address, memory.at(memory.pages))], (0,), always=True)
         assert (memory.frames() == before[0]).all()
         assert mapped(memory) == before[1]
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from nexttouch import placement
 from nexttouch.linux import mempolicy, pagemap
+from nexttouch.linux.process import SELF
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.live.eager import MoveResult
 from nexttouch.live.migration import Migration
@@ -177,16 +178,16 @@ class Memory:
 
     def bind(self, node: int, first: int = 0, count: int | None = None) -> None:
         """Move pages to `node`, and leave the mapping without a policy of its own."""
-        result, _ = mempolicy.move_pages(0, self._addresses(first, count), node)
+        result, _ = mempolicy.move_pages(SELF, self._addresses(first, count), node)
         assert result == 0
 
     def frames(self) -> NDArray[np.uint64]:
         """Frame of each page, 0 for a page that is not there."""
-        return pagemap.frames(0, self.address, self.pages)
+        return pagemap.frames(SELF, self.address, self.pages)
 
     def nodes(self, first: int = 0, count: int | None = None) -> NDArray[np.int32]:
         """Node of each of `count` pages from page `first` on, or -errno."""
-        return placement.nodes_of(0, self._addresses(first, count))
+        return placement.nodes_of(SELF, self._addresses(first, count))
 
     def _addresses(self, first: int, count: int | None) -> NDArray[np.uint64]:
         pages = np.arange(self.pages - first if count is None else count, dtype=np.uint64)
@@ -195,7 +196,7 @@ class Memory:
     def huge_pages(self) -> int:
         """Pages that huge ones map."""
         category = pagemap.Category.HUGE
-        runs = pagemap.scan(0, self.address, self.at(self.pages), all_of=category, return_mask=category)
+        runs = pagemap.scan(SELF, self.address, self.at(self.pages), all_of=category, return_mask=category)
         return int((runs["end"] - runs["start"]).sum()) // PAGE_SIZE
 
 

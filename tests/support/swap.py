@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nexttouch.linux import pagemap
+from nexttouch.linux.process import SELF
 
 from .memory import PAGE_SIZE, Memory, checked, libc
 
@@ -42,7 +43,7 @@ def page_out(memory: Memory, first: int, count: int, *, shared: bool = False) ->
     """Put `count` pages from page `first` on into swap; of `shared` memory no entries are left then."""
     for _ in range(_ATTEMPTS):  # pages that another CPU has not put on a list yet stay
         memory.advise(_MADV_PAGEOUT, first, count)
-        words = pagemap.entries(0, memory.at(first), count)
+        words = pagemap.entries(SELF, memory.at(first), count)
         if not words.any() if shared else pagemap.swapped(words).all():
             return
     used = Path("/proc/swaps").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nexttouch.linux import procfs
+from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
 
 __all__ = ["HANG", "Program", "compiled", "descriptors", "leftovers", "steady", "unruly", "until"]
@@ -184,13 +185,13 @@ def leftovers(pid: int) -> list[str]:
     """What a migration has left of itself in process `pid`: armed pages, watched mappings, a tracer, stuck threads."""
     found = []
     flags = re.findall(rb"^([0-9a-f]+-\S+).*?^VmFlags:([^\n]*)", Path(f"/proc/{pid}/smaps").read_bytes(), re.M | re.S)
-    assert len(flags) == len(procfs.mappings(pid)) or _changes(pid)
+    assert len(flags) == len(procfs.mappings(Process(pid))) or _changes(pid)
     for span, words in flags:
         if {b"um", b"uw", b"ui"} & set(words.split()):
             found.append(f"{span.decode()} is watched")
     found += [f"{count} pages of {span} are armed" for span, count in _armed(pid)]
-    if procfs.status(pid).tracer:
-        found.append(f"process {procfs.status(pid).tracer} traces it")
+    if procfs.status(Process(pid)).tracer:
+        found.append(f"process {procfs.status(Process(pid)).tracer} traces it")
     return found
 
 
@@ -201,7 +202,7 @@ def _changes(pid: int) -> bool:
 
 def _armed(pid: int) -> Iterator[tuple[str, int]]:
     with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
-        for mapping in procfs.mappings(pid):
+        for mapping in procfs.mappings(Process(pid)):
             if mapping.path == "[vsyscall]":
                 continue
             pagemap.seek(mapping.start // PAGE_SIZE * 8)

@@ -6,12 +6,15 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nexttouch.linux import procfs
-from nexttouch.live.descriptor import acquire
+from nexttouch.linux.process import Process
+from nexttouch.live.descriptor import Acquired, acquire
 
 from .programs import HANG, compiled, descriptors, until
 
@@ -20,6 +23,7 @@ __all__ = [
     "Start",
     "Target",
     "acquire_and_close",
+    "acquired",
     "children",
     "nothing_left_open",
     "release",
@@ -65,17 +69,24 @@ def userfaultfds(pid: int) -> list[str]:
     return [number for number, link in descriptors(pid).items() if "userfaultfd" in link]
 
 
+@contextmanager
+def acquired(pid: int, **options: Any) -> Iterator[Acquired]:
+    """A userfaultfd on the memory of the program, closed at the end."""
+    with Process.open(pid, needs_pidfd=True) as process, closing(acquire(process, **options)) as found:
+        yield found
+
+
 def acquire_and_close(pid: int, features: int = 0) -> float:
     """Attach, let go, see that nothing is left of it; return how long the program stood still."""
     before = descriptors(pid) if Path(f"/proc/{pid}/fd/0").exists() else None
-    family, mapped = children(pid), procfs.mappings(pid)
-    acquired = acquire(pid, features=features)
-    acquired.close()
+    family, mapped = children(pid), procfs.mappings(Process(pid))
+    with acquired(pid, features=features) as found:
+        pass
     if before is not None:
         assert descriptors(pid) == before
-    assert (children(pid), procfs.mappings(pid)) == (family, mapped)
-    assert procfs.status(pid).tracer == 0
-    return acquired.stopped
+    assert (children(pid), procfs.mappings(Process(pid))) == (family, mapped)
+    assert procfs.status(Process(pid)).tracer == 0
+    return found.stopped
 
 
 def release(pid: int) -> None:
@@ -104,7 +115,7 @@ def starter(waiting: Path) -> Iterator[Start]:
         target = Target([*prefix, waiting, *words], readies)
         targets.append(target)
         if wait:
-            until(lambda: procfs.status(procfs.threads(target.pid)[-1]).state == wait)
+            until(lambda: procfs.status(Process(Process(target.pid).threads()[-1])).state == wait)
         return target
 
     yield started

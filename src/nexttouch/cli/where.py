@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..linux import procfs
+from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
 from ..printable import printable
 from ..quantities import format_count, format_size
@@ -62,11 +63,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the placement of the process; return 0."""
     from ..placement import where
 
-    found = where(options.pid)
+    with Process.open(options.pid) as process:  # held meanwhile, so that the name is that of the process looked at
+        found = where(options.pid)
+        name = procfs.status(process).name
     if options.json:
         print(json.dumps(_json(found, options.mappings)))
         return 0
-    print(f"process {found.pid} ({printable(procfs.status(found.pid).name)})\n{found}")
+    print(f"process {found.pid} ({printable(name)})\n{found}")
     if options.mappings:
         print(f"\n{_mappings(found)}")
     return 0

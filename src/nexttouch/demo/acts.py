@@ -26,6 +26,7 @@ from .. import placement
 from ..errors import FeatureMissing, NexttouchError
 from ..linux import mempolicy, pagemap
 from ..linux.mempolicy import Mode
+from ..linux.process import SELF, Process
 from ..linux.syscall import PAGE_SIZE
 from ..live.attach import attach
 from ..live.eager import move
@@ -40,7 +41,7 @@ Tell = Callable[[str], None]
 """Called with a line when something that takes long begins."""
 
 # Moves the memory of a process to a node; returns what an Act is to know of it.
-_Action = Callable[[int, int], dict[str, Any]]
+_Action = Callable[[Process, int], dict[str, Any]]
 
 _SUBJECT = Path(__file__).with_name("subject.py")
 _SAMPLING = 0.4  # seconds between two looks where the pages are
@@ -206,18 +207,20 @@ class _Subject:
         outcome: dict[str, Any] = {}
         failure: list[NexttouchError] = []
 
-        def act() -> None:
-            try:
-                outcome.update(action(self.pid, target))
-            except NexttouchError as error:
-                failure.append(error)
+        with Process.open(self.pid) as process:
 
-        thread = threading.Thread(target=act)
-        thread.start()
-        during = []
-        while thread.is_alive():
-            thread.join(_SAMPLING)
-            during.append((time.monotonic() - began, self.by_node_of(sample)))
+            def act() -> None:
+                try:
+                    outcome.update(action(process, target))
+                except NexttouchError as error:
+                    failure.append(error)
+
+            thread = threading.Thread(target=act)
+            thread.start()
+            during = []
+            while thread.is_alive():
+                thread.join(_SAMPLING)
+                during.append((time.monotonic() - began, _by_node(process, sample)))
         seconds, end = time.monotonic() - began, self.told
         if failure:
             raise failure[0]
@@ -239,31 +242,30 @@ class _Subject:
         others.subtract(array.counts.by_node)
         return _Sample(addresses, array.counts.present, others)
 
-    def by_node_of(self, sample: _Sample) -> dict[int, int]:
-        """Pages on each node: of the array as the sample has it, and the others where they were.
 
-        To look at all pages takes the lock of the memory map for so long that the subject would wait for it.
-        """
-        nodes = placement.nodes_of(self.pid, sample.addresses)
-        found, counts = np.unique(nodes[nodes >= 0], return_counts=True)
-        array = {
-            int(node): round(sample.pages * count / counts.sum()) for node, count in zip(found, counts, strict=True)
-        }
-        return dict(sorted((+(sample.others + Counter(array))).items()))
+def _by_node(process: Process, sample: _Sample) -> dict[int, int]:
+    """Pages of `process` on each node: of the array as the sample has it, and the others where they were.
+
+    To look at all pages takes the lock of the memory map for so long that the subject would wait for it.
+    """
+    nodes = placement.nodes_of(process, sample.addresses)
+    found, counts = np.unique(nodes[nodes >= 0], return_counts=True)
+    array = {int(node): round(sample.pages * count / counts.sum()) for node, count in zip(found, counts, strict=True)}
+    return dict(sorted((+(sample.others + Counter(array))).items()))
 
 
-def _migratepages(pid: int, target: int) -> dict[str, Any]:
-    mempolicy.migrate_pages(pid, [node for node in topology().memory_nodes if node != target], [target])
+def _migratepages(process: Process, target: int) -> dict[str, Any]:
+    mempolicy.migrate_pages(process, [node for node in topology().memory_nodes if node != target], [target])
     return {"left": {}}
 
 
-def _eagerly(pid: int, target: int) -> dict[str, Any]:
-    return {"left": dict(move(pid, target).left)}
+def _eagerly(process: Process, target: int) -> dict[str, Any]:
+    return {"left": dict(move(process.pid, target).left)}
 
 
-def _lazily(pid: int, target: int) -> dict[str, Any]:
+def _lazily(process: Process, target: int) -> dict[str, Any]:
     began = time.monotonic()
-    migration = attach(pid, target)
+    migration = attach(process.pid, target)
     attaching = time.monotonic() - began
     migration.wait()
     stats = migration.stats
@@ -307,7 +309,7 @@ def _wrong_words(array: NDArray[np.int64], first: int) -> int:
 
 def _frames(start: int, pages: int) -> NDArray[np.uint64] | None:
     try:
-        return pagemap.frames(0, start, pages)
+        return pagemap.frames(SELF, start, pages)
     except FeatureMissing:
         return None
 

@@ -20,6 +20,7 @@ from ..printable import printable
 from . import mempolicy, nodes, procfs
 from .mounts import check_proc
 from .pidfd import pidfd_getfd, pidfd_open
+from .process import SELF
 from .ptrace import ARCHITECTURES, restriction
 from .syscall import MACHINE, PAGE_SIZE, forbidden, read_file, try_call
 from .userfaultfd import DEVICE, Feature, Mode, Userfaultfd, available_features
@@ -347,7 +348,7 @@ def _opened_pagemap() -> Iterator[int]:
         reason = "this process is protected from its own user (not dumpable)"
         raise FeatureMissing("pagemap", reason, "start it as the user it runs as, or run as root") from None
     except FileNotFoundError as error:
-        raise procfs.access_error(0, error) from None
+        raise SELF.access_error(error) from None
     except OSError as error:
         raise KernelError("pagemap", error.errno or 0) from None
     try:

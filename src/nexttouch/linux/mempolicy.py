@@ -1,7 +1,7 @@
 """Memory policy and migration: set_mempolicy(2), get_mempolicy(2), mbind(2), move_pages(2), migrate_pages(2).
 
-Constants: include/uapi/linux/mempolicy.h. `pid` 0 is the calling process. NumPy is needed by `move_pages` alone and
-loaded there: whoever asks which nodes are allowed shall not wait for it.
+Constants: include/uapi/linux/mempolicy.h. NumPy is needed by `move_pages` alone and loaded there: a program that asks
+which nodes are allowed shall not wait for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import KernelError, NexttouchError, NodeUnavailable, NoSuchProcess, NotPermitted
 from . import nodes as sysfs
 from . import procfs
+from .process import SELF, Process
 from .syscall import call, forbidden, try_call
 
 if TYPE_CHECKING:
@@ -137,9 +138,9 @@ def mbind(address: int, size: int, mode: Mode, nodes: Iterable[int] = (), flags:
 
 
 def move_pages(
-    pid: int, addresses: NDArray[np.uint64], nodes: int | NDArray[np.int32] | None, flags: int = MOVE
+    process: Process, addresses: NDArray[np.uint64], nodes: int | NDArray[np.int32] | None, flags: int = MOVE
 ) -> tuple[int, NDArray[np.int32]]:
-    """Move the pages at `addresses` of process `pid`, or ask where they are when `nodes` is None.
+    """Move the pages at `addresses` of `process`, or ask where they are when `nodes` is None.
 
     `addresses` has shape (n,) and one address a page; an address inside a large folio moves all of it. `nodes` is one
     node for all of them, or shape (n,).
@@ -163,22 +164,24 @@ def move_pages(
     pages = np.ascontiguousarray(addresses, dtype=np.uint64)
     status = np.full(pages.size, UNWRITTEN, dtype=np.int32)
     wanted = None if nodes is None else np.ascontiguousarray(np.broadcast_to(np.int32(nodes), pages.shape))
+    process.check()
     result, error = try_call(
         "move_pages",
-        pid,
+        process.number,
         pages.size,
         ctypes.c_void_p(pages.ctypes.data),
         None if wanted is None else ctypes.c_void_p(wanted.ctypes.data),
         ctypes.c_void_p(status.ctypes.data),
         flags,
     )
+    process.check()
     if error:
-        raise _move_error(pid, error, () if wanted is None else np.unique(wanted).tolist(), flags)
+        raise _move_error(process, error, () if wanted is None else np.unique(wanted).tolist(), flags)
     return result, status
 
 
-def migrate_pages(pid: int, old: Iterable[int], new: Iterable[int]) -> int:
-    """Move all pages of process `pid` that lie on the nodes `old` to `new`, keeping their relative positions.
+def migrate_pages(process: Process, old: Iterable[int], new: Iterable[int]) -> int:
+    """Move all pages of `process` that lie on the nodes `old` to `new`, keeping their relative positions.
 
     Blocks until all is done, minutes for a large process. Returns how many pages could not be moved.
 
@@ -187,24 +190,25 @@ def migrate_pages(pid: int, old: Iterable[int], new: Iterable[int]) -> int:
         KernelError: any other error.
     """
     new = tuple(new)
-    result, error = try_call("migrate_pages", pid, _MAX_NODE, _mask(old), _mask(new))
+    process.check()
+    result, error = try_call("migrate_pages", process.number, _MAX_NODE, _mask(old), _mask(new))
     if error:
-        raise _move_error(pid, error, new, 0, "migrate_pages")
+        raise _move_error(process, error, new, 0, "migrate_pages")
     return result
 
 
-def mems_allowed(pid: int = 0) -> tuple[int, ...]:
-    """Nodes that process `pid`, by default the calling thread, may allocate from: its cpuset.
+def mems_allowed(process: Process = SELF) -> tuple[int, ...]:
+    """Nodes that `process`, by default the calling thread, may allocate from: its cpuset.
 
     >>> mems_allowed()
     (0,)
 
     Raises:
-        NoSuchProcess: there is no process `pid`.
+        NoSuchProcess: `process` has ended.
         FeatureMissing: a seccomp filter forbids get_mempolicy(2).
     """
-    if pid:
-        return procfs.status(pid).mems_allowed
+    if not process.own:
+        return procfs.status(process).mems_allowed
     mask = _Mask()
     _ask(None, mask, _MAX_NODE, None, _F_MEMS_ALLOWED)
     return _nodes(mask)
@@ -233,28 +237,30 @@ def _nodes(mask: ctypes.Array[ctypes.c_ulong]) -> tuple[int, ...]:
     return tuple(node for node in range(_MASK_BITS) if mask[node // _WORD_BITS] >> node % _WORD_BITS & 1)
 
 
-def _move_error(pid: int, error: int, nodes: Iterable[int], flags: int, name: str = "move_pages") -> NexttouchError:
-    if error == errno.ESRCH or (error == errno.EINVAL and pid and not procfs.has_memory(pid)):
-        return NoSuchProcess(pid) if error == errno.ESRCH else NoSuchProcess(pid, "and left no memory")
+def _move_error(
+    process: Process, error: int, nodes: Iterable[int], flags: int, name: str = "move_pages"
+) -> NexttouchError:
+    if error == errno.ESRCH or (error == errno.EINVAL and not process.own and not process.has_memory()):
+        return NoSuchProcess(process.pid) if error == errno.ESRCH else NoSuchProcess(process.pid, "and left no memory")
     if error == errno.EPERM:
-        return _not_permitted(pid, flags, name)
+        return _not_permitted(process, flags, name)
     if error == errno.ENODEV:
         node = _first_outside(nodes, sysfs.has_memory())
         return NodeUnavailable(node, "it is offline or has no memory; name another")
     if error == errno.EACCES:
-        node = _first_outside(nodes, mems_allowed(pid))
+        node = _first_outside(nodes, mems_allowed(process))
         return NodeUnavailable(
             node, "it is outside the cpuset of the process; add it to cpuset.mems of its control group"
         )
     return KernelError(name, error, "a target node is full" if error == errno.ENOMEM else "")
 
 
-def _not_permitted(pid: int, flags: int, name: str) -> NexttouchError:
+def _not_permitted(process: Process, flags: int, name: str) -> NexttouchError:
     if try_call(name, *_NOTHING[name])[1] == errno.EPERM:
         return forbidden(name)
     if flags & MOVE_ALL:
-        return NotPermitted(pid, "moving pages that other processes map needs CAP_SYS_NICE; run as root")
-    return procfs.not_permitted(pid)
+        return NotPermitted(process.pid, "moving pages that other processes map needs CAP_SYS_NICE; run as root")
+    return process.not_permitted()
 
 
 # Arguments that move nothing of this process, which the kernel always allows.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import pagemap, procfs
 from .occupied import words_at
+from .process import SELF
 from .procfs import Kind, Mapping
 from .syscall import PAGE_SIZE, try_call
 
@@ -49,12 +50,12 @@ def map_cached(start: int, end: int) -> int:
         for addresses in _missing(mapping, start, end):
             if _may_touch(mapping):
                 _populate(addresses)
-            without += int(np.count_nonzero(words_at(0, addresses) & _ENTRY == 0))
+            without += int(np.count_nonzero(words_at(SELF, addresses) & _ENTRY == 0))
     return without
 
 
 def _mappings(start: int, end: int) -> list[Mapping]:
-    found = procfs.mappings(0, start, end)
+    found = procfs.mappings(SELF, start, end)
     return [each for each in found if each.kind in {Kind.SHMEM, Kind.FILE} and each.readable and _tells(each)]
 
 
@@ -75,7 +76,7 @@ def _missing(mapping: Mapping, start: int, end: int) -> Iterator[NDArray[np.uint
     first, last = max(mapping.start, start), min(mapping.end, end)
     for at in range(first // PAGE_SIZE * PAGE_SIZE, last, _BATCH * PAGE_SIZE):
         pages = min(_BATCH, -(-(last - at) // PAGE_SIZE))
-        chosen = np.flatnonzero(_in_memory(at, pages) & (pagemap.entries(0, at, pages) & _ENTRY == 0))
+        chosen = np.flatnonzero(_in_memory(at, pages) & (pagemap.entries(SELF, at, pages) & _ENTRY == 0))
         if len(chosen):
             yield np.uint64(at) + chosen.astype(np.uint64) * np.uint64(PAGE_SIZE)
 
@@ -88,7 +89,7 @@ def _in_memory(start: int, pages: int) -> NDArray[np.bool_]:
 
 
 def _may_touch(mapping: Mapping) -> bool:
-    smaps = procfs.smaps(0, mapping.start, mapping.end)
+    smaps = procfs.smaps(SELF, mapping.start, mapping.end)
     return not any(smap.flags & _NOT_TO_TOUCH for smap in smaps)
 
 

@@ -1,7 +1,7 @@
 """Page table entries of a process: /proc/PID/pagemap word by word, and PAGEMAP_SCAN by runs.
 
 Sources: Documentation/admin-guide/mm/pagemap.rst; PAGEMAP_SCAN came with Linux 6.7 (kernel commit 52526ca7fdb9).
-Constants: include/uapi/linux/fs.h. `pid` 0 is this process; both ways need permission to read the process's memory.
+Constants: include/uapi/linux/fs.h. Both ways need permission to read the process's memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FeatureMissing, KernelError, NoSuchProcess
-from . import procfs
+from .process import Process
 from .syscall import PAGE_SIZE
 
 __all__ = [
@@ -91,8 +91,8 @@ class _ScanArgument(ctypes.Structure):
     ]  # fmt: skip
 
 
-def entries(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
-    """Pagemap words of `pages` pages of process `pid` from address `start` (on a page boundary), shape (pages,).
+def entries(process: Process, start: int, pages: int) -> NDArray[np.uint64]:
+    """Pagemap words of `pages` pages of `process` from address `start` (on a page boundary), shape (pages,).
 
     A page where nothing is mapped, or beyond the address space, has 0. Costs eight bytes a virtual page, populated or
     not: use `scan` for what may be sparse.
@@ -103,12 +103,12 @@ def entries(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
     """
     words = np.zeros(pages, dtype=np.uint64)
     view, done, offset = words.view(np.uint8).data, 0, start // PAGE_SIZE * 8
-    with _open(pid) as descriptor:
+    with _open(process) as descriptor:
         while done < words.nbytes:
             try:
                 got = os.preadv(descriptor, [view[done:]], offset + done)
             except OSError as error:
-                raise procfs.access_error(pid, error) from None
+                raise process.access_error(error) from None
             if not got:
                 break
             done += got
@@ -126,14 +126,14 @@ def swapped(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return found
 
 
-def frames(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
+def frames(process: Process, start: int, pages: int) -> NDArray[np.uint64]:
     """Frame numbers of `pages` pages from `start`, shape (pages,); 0 for a page not present.
 
     Raises:
         FeatureMissing: this process lacks CAP_SYS_ADMIN, for which the kernel blanks the numbers.
         NoSuchProcess, NotPermitted: as `entries`.
     """
-    words = entries(pid, start, pages)
+    words = entries(process, start, pages)
     present = (words & PRESENT) != 0
     numbers = np.where(present, words & PFN, np.uint64(0))
     if present.any() and not numbers.any():
@@ -142,7 +142,7 @@ def frames(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
 
 
 def scan(
-    pid: int,
+    process: Process,
     start: int,
     end: int,
     *,
@@ -151,13 +151,13 @@ def scan(
     inverted: int = 0,
     return_mask: int = Category.PRESENT,
 ) -> NDArray[np.void]:
-    """Find runs of pages in [start, end) of process `pid` that have the categories asked for; shape (runs,), dtype RUN.
+    """Find runs of pages in [start, end) of `process` that have the categories asked for; shape (runs,), dtype RUN.
 
     A page is taken when, after the categories in `inverted` are turned round, it has all of `all_of` and, if given, one
     of `any_of`. Runs are split where the categories in `return_mask`, reported as they are (not turned round), change.
     Time goes with what is populated, not with the size of the range; holes cost nothing.
 
-    >>> runs = scan(0, start, end, all_of=Category.PRESENT)
+    >>> runs = scan(SELF, start, end, all_of=Category.PRESENT)
     >>> int((runs["end"] - runs["start"]).sum()) // PAGE_SIZE
     1024
 
@@ -180,9 +180,9 @@ def scan(
         category_anyof_mask=any_of,
         return_mask=return_mask,
     )
-    with _open(pid) as descriptor:
+    with _open(process) as descriptor:
         while argument.start < end:
-            runs = buffer[: _scan_once(pid, descriptor, argument)].copy()
+            runs = buffer[: _scan_once(process, descriptor, argument)].copy()
             found.append(runs)
             # Not walk_end: it can lie before the last run (6.18). The kernel sets it each time its own buffer of 512
             # runs is full, but not again when it then reaches the end, and the next call would report pages twice.
@@ -192,25 +192,26 @@ def scan(
 
 
 @contextmanager
-def _open(pid: int) -> Iterator[int]:
+def _open(process: Process) -> Iterator[int]:
     try:
-        descriptor = os.open(procfs.directory(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(process.directory / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise procfs.access_error(pid, error) from None
+        raise process.access_error(error) from None
     try:
         yield descriptor
+        process.check()
     finally:
         os.close(descriptor)
 
 
-def _scan_once(pid: int, descriptor: int, argument: _ScanArgument) -> int:
+def _scan_once(process: Process, descriptor: int, argument: _ScanArgument) -> int:
     try:
         return int(fcntl.ioctl(descriptor, _PAGEMAP_SCAN, argument))
     except OSError as error:
         if error.errno == errno.ENOTTY:
             raise FeatureMissing("PAGEMAP_SCAN", "this kernel does not know it", "use Linux 6.7 or later") from None
         if error.errno == errno.ESRCH:
-            raise NoSuchProcess(pid, "while its pages were scanned") from None
+            raise NoSuchProcess(process.pid, "while its pages were scanned") from None
         raise KernelError("PAGEMAP_SCAN", error.errno or 0) from None
 
 

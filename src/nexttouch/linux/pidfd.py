@@ -1,4 +1,4 @@
-"""Processes by descriptor: pidfd_open(2), pidfd_getfd(2).
+"""Processes by descriptor: pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
 
 A process id can be given to a new process at any moment after the old one is gone; a descriptor of a process cannot.
 """
@@ -8,29 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 
 from ..errors import FeatureMissing, InvalidArgument, KernelError, NoSuchProcess, NotPermitted
 from .syscall import try_call
 
-__all__ = ["alive", "pidfd_getfd", "pidfd_open"]
+__all__ = ["alive", "exists", "pidfd_getfd", "pidfd_open"]
 
 
 def pidfd_open(pid: int, *, thread: bool = False) -> int:
     """Return a descriptor of process `pid`, closed on exec; the caller closes it.
 
     Args:
-        pid: a process, or with `thread` the id of any thread.
+        pid: a process, or with `thread` the id of any thread; positive.
         thread: make a descriptor of that thread alone (PIDFD_THREAD, Linux 6.9).
 
     Raises:
-        InvalidArgument: `pid` is not positive, or names a thread that is not a process; or the kernel has no
-            descriptors of threads.
+        InvalidArgument: `pid` names a thread that is not a process; or the kernel has no descriptors of threads.
         NoSuchProcess: there is none.
         FeatureMissing: the kernel has no pidfd_open (it came with Linux 5.3), or a seccomp filter forbids it.
         KernelError: any other failure, such as EMFILE.
     """
-    if pid <= 0:
-        raise InvalidArgument("pid", f"is {pid}, but process ids are positive")
     descriptor, error = try_call("pidfd_open", pid, os.O_EXCL if thread else 0)
     match error:
         case 0:
@@ -80,6 +78,21 @@ def alive(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
+
+
+def exists(pidfd: int) -> bool:
+    """Whether the process behind `pidfd` has its number still: also as a zombie, until its parent has waited for it.
+
+    >>> exists(pidfd_open(os.getpid()))
+    True
+    """
+    try:
+        signal.pidfd_send_signal(pidfd, 0)  # which looks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is another user's, and so it is there
+    return True
 
 
 def _missing(call: str, error: int) -> FeatureMissing:

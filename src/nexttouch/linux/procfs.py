@@ -1,7 +1,7 @@
-"""What /proc says of a process: mappings, their sizes and policies, state, threads (proc(5), fs/proc/task_mmu.c).
+"""What /proc says of a process: mappings, their sizes and policies, state (proc(5), fs/proc/task_mmu.c).
 
-`pid` 0 is this process everywhere. Every function raises NoSuchProcess when there is no such process or it has ended,
-and NotPermitted when its memory belongs to somebody else. Sizes are bytes.
+Every function raises NoSuchProcess when the process has ended, and NotPermitted when its memory belongs to another
+user. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import FeatureMissing, KernelError, NoSuchProcess, NotPermitted
-from .capabilities import SYS_PTRACE, capable
-from .mounts import no_proc
 from .nodes import parse_list
+from .process import SELF, Process
 from .syscall import PAGE_SIZE, read_file
 
 __all__ = [
@@ -26,26 +25,14 @@ __all__ = [
     "NumaMap",
     "Smap",
     "Status",
-    "access_error",
-    "directory",
-    "has_memory",
     "mappings",
-    "not_permitted",
     "numa_maps",
-    "privilege",
     "smaps",
     "start_time",
     "status",
     "swap_is_used",
-    "threads",
-    "with_memory",
 ]
 
-_OF_OTHERS = "its memory is another user's or protected"
-_OF_ITS_OWN = (
-    "it is protected from itself (not dumpable), as processes are that have changed their user; call "
-    "prctl(PR_SET_DUMPABLE, 1), or run as root or with CAP_SYS_PTRACE"
-)
 _PF_KTHREAD = 0x200000  # include/linux/sched.h
 
 
@@ -141,8 +128,8 @@ class Status:
     mems_allowed: tuple[int, ...]
 
 
-def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
-    """Return the mappings of process `pid` that overlap [start, end), by ascending address, none overlapping another.
+def mappings(process: Process = SELF, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
+    """Return the mappings of `process` that overlap [start, end), by ascending address, none overlapping another.
 
     The kernel tells of them piece by piece, while they change: what lies where another one was met already is left out.
 
@@ -150,29 +137,28 @@ def mappings(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Mapping]:
         NoSuchProcess: also for a zombie, which has no memory any more.
         NotPermitted: see the head of the module; also for a kernel thread, which has no memory of its own.
     """
-    kinds, found, last = _file_kinds(pid), list[Mapping](), 0
-    for line in _lines(pid, "maps"):
+    kinds, found, last = _file_kinds(process), list[Mapping](), 0
+    for line in _lines(process, "maps"):
         low, high = _bounds(line)
         if low >= end:
             break
         if start < high and low >= last:
             found.append(_mapping(line, kinds))
             last = high
-    else:
-        _check_complete(pid)
+    process.check()  # the list of one that ends meanwhile ends somewhere, without an error
     return found
 
 
-def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
-    """Return the mappings of process `pid` that overlap [start, end) with their sizes, as `mappings` does.
+def smaps(process: Process = SELF, start: int = 0, end: int = 1 << 64) -> list[Smap]:
+    """Return the mappings of `process` that overlap [start, end) with their sizes, as `mappings` does.
 
     The kernel walks the page tables of all that lies below `end` for it: 30 ns a page.
 
     Raises:
         NoSuchProcess, NotPermitted: as `mappings`.
     """
-    kinds, found, last = _file_kinds(pid), list[Smap](), 0
-    lines = _lines(pid, "smaps")
+    kinds, found, last = _file_kinds(process), list[Smap](), 0
+    lines = _lines(process, "smaps")
     for head in lines:
         low, high = _bounds(head)
         if low >= end:
@@ -187,8 +173,7 @@ def smaps(pid: int = 0, start: int = 0, end: int = 1 << 64) -> list[Smap]:
         if start < high and low >= last and _LAST_OF_SMAPS in fields:
             found.append(_smap(_mapping(head, kinds), fields))
             last = high
-    else:
-        _check_complete(pid)
+    process.check()  # the list of one that ends meanwhile ends somewhere, without an error
     return found
 
 
@@ -209,22 +194,24 @@ def swap_is_used() -> bool:
     return any(area.split()[-2] != "0" for area in areas)  # file name, type, size, used, priority
 
 
-def numa_maps(pid: int = 0) -> list[NumaMap]:
-    """Pages by node and the policy of each mapping of process `pid`; walks all its page tables.
+def numa_maps(process: Process = SELF) -> list[NumaMap]:
+    """Pages by node and the policy of each mapping of `process`; walks all its page tables.
 
     Raises:
         NoSuchProcess, NotPermitted: as `mappings`.
     """
-    return [_numa_map(line) for line in _lines(pid, "numa_maps")]
+    found = [_numa_map(line) for line in _lines(process, "numa_maps")]
+    process.check()
+    return found
 
 
-def status(pid: int = 0) -> Status:
-    """State, owner, sizes and allowed nodes of process `pid`; a zombie has these too.
+def status(process: Process = SELF) -> Status:
+    """State, owner, sizes and allowed nodes of `process`; a zombie has these too.
 
     >>> status().state
     'R'
     """
-    fields = dict(line.split(":\t", 1) for line in _text(pid, "status").split("\n") if ":\t" in line)
+    fields = dict(line.split(":\t", 1) for line in _text(process, "status").split("\n") if ":\t" in line)
     return Status(
         name=fields["Name"],
         state=fields["State"][0],
@@ -239,87 +226,25 @@ def status(pid: int = 0) -> Status:
     )
 
 
-def start_time(pid: int = 0) -> int:
-    """When process `pid` started, in clock ticks since boot: with the pid it names one process for ever."""
-    return int(_stat(pid)[22 - 3])
+def start_time(process: Process = SELF) -> int:
+    """When `process` started, in clock ticks since boot: with the pid it names one process for ever."""
+    return int(_stat(process)[22 - 3])
 
 
-def threads(pid: int = 0) -> list[int]:
-    """Thread ids of process `pid`, ascending."""
-    try:
-        return sorted(int(entry.name) for entry in (directory(pid) / "task").iterdir())
-    except OSError as error:
-        raise access_error(pid, error) from None
-
-
-def has_memory(pid: int = 0) -> bool:
-    """Whether process `pid` has an address space: false for zombies and kernel threads."""
-    return _text(pid, "statm").split()[0] != "0"
-
-
-def with_memory(pid: int) -> int:
-    """Return the thread of process `pid` by which the kernel shows its memory: the main one, unless that has ended.
-
-    Raises:
-        NoSuchProcess: there is no process `pid`.
-    """
-    if has_memory(pid):
-        return pid
-    return next((thread for thread in threads(pid) if has_memory(thread)), pid)
-
-
-def directory(pid: int) -> Path:
-    """Return the folder of process `pid` in /proc."""
-    return Path("/proc", str(pid) if pid else "self")
-
-
-def access_error(pid: int, error: OSError) -> FeatureMissing | NoSuchProcess | NotPermitted | KernelError:
-    """Make the typed error for `error`, which an access to a file of process `pid` in /proc has raised."""
-    if isinstance(error, FileNotFoundError) and directory(pid).exists():
-        remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR and CONFIG_NUMA"
-        return FeatureMissing(str(error.filename), "this kernel does not have it", remedy)
-    if isinstance(error, FileNotFoundError) and not pid:
-        return no_proc()
-    if isinstance(error, FileNotFoundError | ProcessLookupError):
-        return NoSuchProcess(pid) if isinstance(error, FileNotFoundError) else _ended(pid)
-    if isinstance(error, PermissionError):
-        return not_permitted(pid)
-    return KernelError(f"access to {error.filename or directory(pid)}", error.errno or 0)
-
-
-def not_permitted(pid: int) -> NotPermitted:
-    """Make the error for a process whose memory the kernel does not let this one see."""
-    return NotPermitted(pid, _OF_ITS_OWN if pid in (0, os.getpid()) else f"{_OF_OTHERS}; {privilege()}")
-
-
-def privilege() -> str:
-    """What would let this process see the memory of others; or, if it has that, what else stands in the way."""
-    if capable(SYS_PTRACE):
-        return "CAP_SYS_PTRACE is not enough: a security module or a user namespace forbids it"
-    return "run as root or with CAP_SYS_PTRACE"
-
-
-def _ended(pid: int) -> NoSuchProcess:
-    return NoSuchProcess(pid, "and has no memory any more")
-
-
-def _text(pid: int, name: str) -> str:
-    try:
-        return os.fsdecode(read_file(directory(pid) / name))
-    except OSError as error:
-        raise access_error(pid, error) from None
+def _text(process: Process, name: str) -> str:
+    return os.fsdecode(process.read(name))
 
 
 # Fields of /proc/PID/stat from the third on: the second is a name in parentheses, which may contain any of them.
-def _stat(pid: int) -> list[str]:
-    return _text(pid, "stat").rpartition(")")[2].split()
+def _stat(process: Process) -> list[str]:
+    return _text(process, "stat").rpartition(")")[2].split()
 
 
 # Lines, read as they are asked for: the kernel need not find out what nobody asks for. The file is empty for a kernel
 # thread and for a zombie (ESRCH from some kernels, for both).
-def _lines(pid: int, name: str) -> Iterator[str]:
+def _lines(process: Process, name: str) -> Iterator[str]:
     try:
-        with (directory(pid) / name).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        with (process.directory / name).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             first = lines.readline()
             if first:
                 yield first[:-1]
@@ -328,20 +253,14 @@ def _lines(pid: int, name: str) -> Iterator[str]:
     except (FileNotFoundError, ProcessLookupError):
         pass
     except OSError as error:
-        raise access_error(pid, error) from None
-    raise _without_memory(pid)
+        raise process.access_error(error) from None
+    raise _without_memory(process)
 
 
-# The list of one that ends meanwhile ends somewhere, without an error.
-def _check_complete(pid: int) -> None:
-    if not has_memory(pid):
-        raise _ended(pid)
-
-
-def _without_memory(pid: int) -> NoSuchProcess | NotPermitted:
-    if int(_stat(pid)[9 - 3]) & _PF_KTHREAD:
-        return NotPermitted(pid, "it is a kernel thread, which has no memory of its own")
-    return _ended(pid)
+def _without_memory(process: Process) -> NoSuchProcess | NotPermitted:
+    if int(_stat(process)[9 - 3]) & _PF_KTHREAD:
+        return NotPermitted(process.pid, "it is a kernel thread, which has no memory of its own")
+    return NoSuchProcess(process.pid, "and has no memory any more")
 
 
 def _bounds(line: str) -> tuple[int, int]:
@@ -383,14 +302,14 @@ _UNMOUNTED = {"/secretmem": Kind.SECRET, "/[kvm-gmem]": Kind.DEVICE}
 _NAMED = {"[heap]": Kind.HEAP, "[stack]": Kind.STACK, "[stack": Kind.STACK, "[anon_shmem": Kind.SHMEM}
 
 
-def _file_kinds(pid: int) -> dict[int, Kind]:
+def _file_kinds(process: Process) -> dict[int, Kind]:
     """Kind by device, for the kernel's own file systems in memory and for all that the process sees mounted.
 
     /proc/PID/maps does not say what a file is, and names do not either: a memfd can be of huge pages.
     """
     kinds = dict(_kernel_mounts())
     try:
-        lines = _text(pid, "mountinfo").split("\n")
+        lines = _text(process, "mountinfo").split("\n")
     except (FeatureMissing, NoSuchProcess, NotPermitted, KernelError):
         return kinds  # a zombie has no mounts; what follows will say so
     for line in lines:

@@ -12,7 +12,7 @@ import mmap
 from functools import cache
 
 from ..errors import KernelError, NoSuchProcess
-from . import procfs
+from .process import Process
 from .syscall import PAGE_SIZE, try_call
 
 __all__ = ["read", "read_into", "touch", "write"]
@@ -22,61 +22,63 @@ class _Vector(ctypes.Structure):  # struct iovec
     _fields_ = (("base", ctypes.c_uint64), ("length", ctypes.c_uint64))
 
 
-def read(pid: int, address: int, size: int) -> bytes:
-    """Return `size` bytes at `address` of process `pid`; fewer, perhaps none, where memory ends or there is none.
+def read(process: Process, address: int, size: int) -> bytes:
+    """Return `size` bytes at `address` of `process`; fewer, perhaps none, where memory ends or there is none.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     buffer = ctypes.create_string_buffer(size)
-    done = _transfer("process_vm_readv", pid, ctypes.addressof(buffer), address, size)
+    done = _transfer("process_vm_readv", process, ctypes.addressof(buffer), address, size)
     return buffer.raw[:done]
 
 
-def read_into(pid: int, address: int, buffer: bytearray) -> int:
-    """Fill `buffer` with what is at `address` of process `pid`, as far as there is something; return how far.
+def read_into(process: Process, address: int, buffer: bytearray) -> int:
+    """Fill `buffer` with what is at `address` of `process`, as far as there is something; return how far.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     ours = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    return _transfer("process_vm_readv", pid, ctypes.addressof(ours), address, len(buffer))
+    return _transfer("process_vm_readv", process, ctypes.addressof(ours), address, len(buffer))
 
 
-def write(pid: int, address: int, data: bytes) -> bool:
-    """Write `data` at `address` of process `pid`; return whether all of it could be written.
+def write(process: Process, address: int, data: bytes) -> bool:
+    """Write `data` at `address` of `process`; return whether all of it could be written.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     buffer = ctypes.create_string_buffer(data, len(data))
-    return _transfer("process_vm_writev", pid, ctypes.addressof(buffer), address, len(data)) == len(data)
+    return _transfer("process_vm_writev", process, ctypes.addressof(buffer), address, len(data)) == len(data)
 
 
-def touch(pid: int, address: int) -> None:
-    """Have the page at `address` of process `pid` made ready for a store, and store nothing.
+def touch(process: Process, address: int) -> None:
+    """Have the page at `address` of `process` made ready for a store, and store nothing.
 
     A store from memory that cannot be read: the kernel gets hold of the page first, and finds out then. So whoever
     serves the faults of that page serves one more, and no word that the program writes meanwhile is overwritten.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
-    _transfer("process_vm_writev", pid, _unreadable(), address, 1)
+    _transfer("process_vm_writev", process, _unreadable(), address, 1)
 
 
-def _transfer(call: str, pid: int, ours: int, theirs: int, size: int) -> int:
+def _transfer(call: str, process: Process, ours: int, theirs: int, size: int) -> int:
     local, remote = _Vector(ours, size), _Vector(theirs, size)
-    done, error = try_call(call, pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    process.check()
+    done, error = try_call(call, process.number, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    process.check()
     match error:
         case 0:
             return done
         case errno.EFAULT:
             return 0
         case errno.ESRCH:
-            raise NoSuchProcess(pid, "and has no memory any more")
+            raise NoSuchProcess(process.pid, "and has no memory any more")
         case errno.EPERM:
-            raise procfs.not_permitted(pid)
+            raise process.not_permitted()
     raise KernelError(call, error)
 
 

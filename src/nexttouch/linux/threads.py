@@ -15,17 +15,19 @@ import ctypes
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FeatureMissing, KernelError, NexttouchError
+from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess
 from . import pagemap, procfs, remote
 from .pagemap import Category
+from .process import Process
 from .procfs import Kind, Mapping
-from .syscall import PAGE_SIZE, read_file, try_call
+from .syscall import PAGE_SIZE, try_call
 
 __all__ = ["LastWord", "exit_spans", "last_words", "lost"]
 
@@ -73,63 +75,65 @@ class LastWord:
         return self.value & _WAITERS | _OWNER_DIED if self.mutex else 0
 
 
-def exit_spans(pid: int) -> list[tuple[int, int]]:
-    """Return where process `pid` has such words, as spans of whole pages, sorted, none touching another.
+def exit_spans(process: Process) -> list[tuple[int, int]]:
+    """Return where `process` has such words, as spans of whole pages, sorted, none touching another.
 
     They are in the control block of each thread and in the mutexes on its robust list; and, as a stack can be used
     again by a thread that comes later, in what looks like a control block, and at the upper end of what can be a stack.
 
-    >>> all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in exit_spans(os.getpid()))
+    >>> all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in exit_spans(Process(os.getpid())))
     True
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
-    stacks = _stacks(pid)
-    heads = _heads(pid)
+    stacks = _stacks(process)
+    heads = _heads(process)
     words = [end - offset for _, end in stacks for offset in range(PAGE_SIZE, _TOP + 1, PAGE_SIZE)]
-    for head in heads | _found(pid, stacks, heads):
-        words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(pid, head)]
+    for head in heads | _found(process, stacks, heads):
+        words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(process, head)]
     return _joined(_pages(words))
 
 
-def last_words(pid: int) -> list[LastWord]:
-    """Return the words that name a thread of process `pid`: one that runs, or has ended and left them so.
+def last_words(process: Process) -> list[LastWord]:
+    """Return the words that name a thread of `process`: one that runs, or has ended and left them so.
 
     None where control blocks do not look as glibc's do.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
-    heads = _heads(pid)
-    alive = _alive(pid)
-    if not heads or not all(_word(pid, head - _TID_BEFORE_HEAD) in alive for head in heads):
+    heads = _heads(process)
+    alive = _alive(process)
+    if not heads or not all(_word(process, head - _TID_BEFORE_HEAD) in alive for head in heads):
         return []
-    blocks = heads | _found(pid, _stacks(pid), heads)
+    blocks = heads | _found(process, _stacks(process), heads)
     places = {(head - _TID_BEFORE_HEAD, False) for head in blocks}
-    places |= {(word, True) for head in blocks for word in _locked(pid, head)}
-    return [word for word in _looked_up(pid, places) if word.names_one]
+    places |= {(word, True) for head in blocks for word in _locked(process, head)}
+    return [word for word in _looked_up(process, places) if word.names_one]
 
 
-def lost(pid: int, words: Iterable[LastWord]) -> list[LastWord]:
+def lost(process: Process, words: Iterable[LastWord]) -> list[LastWord]:
     """Return those of `words` that still name a thread which is gone: the kernel writes before it lets go of a thread.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
-    alive = _alive(pid)  # behind the look at the words: a thread is there before it is named
+    alive = _alive(process)  # behind the look at the words: a thread is there before it is named
     gone = {(word.address, word.mutex): word.thread for word in words if word.thread not in alive}
-    now = _looked_up(pid, gone)
+    now = _looked_up(process, gone)
     return [word for word in now if word.names_one and word.thread == gone[word.address, word.mutex]]
 
 
-def _looked_up(pid: int, places: Iterable[tuple[int, bool]]) -> list[LastWord]:
-    return [LastWord(address, _word(pid, address), mutex) for address, mutex in places]
+def _looked_up(process: Process, places: Iterable[tuple[int, bool]]) -> list[LastWord]:
+    return [LastWord(address, _word(process, address), mutex) for address, mutex in places]
 
 
-def _heads(pid: int) -> set[int]:
-    heads = {_robust_list(thread) for thread in procfs.threads(pid)}
-    return {head for head in heads if _BEFORE_HEAD <= head < _USER - _BEHIND_HEAD}  # it is what the program says
+def _heads(process: Process) -> set[int]:
+    heads = {thread: _robust_list(thread) for thread in process.threads()}
+    still = set(process.threads())  # the number of one that ended in between can be a stranger's
+    found = {head for thread, head in heads.items() if thread in still}
+    return {head for head in found if _BEFORE_HEAD <= head < _USER - _BEHIND_HEAD}  # it is what the program says
 
 
 def _robust_list(thread: int) -> int:
@@ -139,29 +143,26 @@ def _robust_list(thread: int) -> int:
 
 
 # The ids by which the threads of the process know each other.
-def _alive(pid: int) -> set[int]:
+def _alive(process: Process) -> set[int]:
     found = set()
-    for thread in procfs.threads(pid):
-        try:
-            status = read_file(procfs.directory(pid) / "task" / str(thread) / "status")
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended since
-        ids = re.search(rb"^NSpid:.*?(\d+)$", status, re.MULTILINE)
-        found.add(int(ids[1]) if ids else thread)
+    for thread in process.threads():
+        with suppress(NoSuchProcess):  # it has ended since
+            ids = re.search(rb"^NSpid:.*?(\d+)$", process.through(thread).read("status"), re.MULTILINE)
+            found.add(int(ids[1]) if ids else thread)
     return found
 
 
-def _word(pid: int, address: int) -> int:
-    return int.from_bytes(remote.read(pid, address, 4), "little") if 0 <= address < _USER else 0
+def _word(process: Process, address: int) -> int:
+    return int.from_bytes(remote.read(process, address, 4), "little") if 0 <= address < _USER else 0
 
 
 # ---- stacks ----
 
 
-def _stacks(pid: int) -> list[tuple[int, int]]:
+def _stacks(process: Process) -> list[tuple[int, int]]:
     """Find what can be a stack: from the end of a guard to the end of its mapping, or the next guard in it."""
-    mappings = procfs.mappings(pid)
-    guards = _guard_regions(pid, mappings)
+    mappings = procfs.mappings(process)
+    guards = _guard_regions(process, mappings)
     found: list[tuple[int, int]] = []
     below = 0
     for mapping in mappings:
@@ -181,10 +182,10 @@ def _between(guards: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int
 
 
 # Guards within a mapping, as glibc has them since 2.42 (MADV_GUARD_INSTALL); kernels tell of them since 6.16.
-def _guard_regions(pid: int, mappings: list[Mapping]) -> NDArray[np.void]:
+def _guard_regions(process: Process, mappings: list[Mapping]) -> NDArray[np.void]:
     ends = [mapping.end for mapping in mappings if mapping.path != "[vsyscall]"]
     try:
-        return pagemap.scan(pid, mappings[0].start, max(ends), all_of=Category.GUARD, return_mask=Category.GUARD)
+        return pagemap.scan(process, mappings[0].start, max(ends), all_of=Category.GUARD, return_mask=Category.GUARD)
     except (FeatureMissing, KernelError):
         return np.empty(0, pagemap.RUN)
 
@@ -192,40 +193,40 @@ def _guard_regions(pid: int, mappings: list[Mapping]) -> NDArray[np.void]:
 # ---- control blocks ----
 
 
-def _found(pid: int, stacks: list[tuple[int, int]], heads: set[int]) -> set[int]:
+def _found(process: Process, stacks: list[tuple[int, int]], heads: set[int]) -> set[int]:
     """Find in `stacks` what looks like the head of a robust list as the `heads` are: the same word follows it."""
-    kinds = {remote.read(pid, head + _WORD, _WORD) for head in heads}
+    kinds = {remote.read(process, head + _WORD, _WORD) for head in heads}
     signs = [int.from_bytes(kind, "little") for kind in kinds if len(kind) == _WORD and any(kind)]
     found: set[int] = set()
     for start, end in stacks if signs else []:
-        if not _is_arena(pid, start):
-            for low, high in _present(pid, start, min(end, start + _LARGEST)):
-                found.update(_candidates(pid, low, high, signs))
-    return {head for head in found if _is_head(pid, head)}
+        if not _is_arena(process, start):
+            for low, high in _present(process, start, min(end, start + _LARGEST)):
+                found.update(_candidates(process, low, high, signs))
+    return {head for head in found if _is_head(process, head)}
 
 
 # An arena of malloc's is behind another one's rest, which has no access; it begins with a pointer to its own head, or
 # to that of the first part of it (struct heap_info). The lowest words of a stack are 0 for nearly ever.
-def _is_arena(pid: int, start: int) -> bool:
-    head = int.from_bytes(remote.read(pid, start, _WORD), "little") if start % _ARENA == 0 else 0
+def _is_arena(process: Process, start: int) -> bool:
+    head = int.from_bytes(remote.read(process, start, _WORD), "little") if start % _ARENA == 0 else 0
     return 0 < head < _USER and 0 < head % _ARENA < _ARENA_HEAD
 
 
-def _present(pid: int, start: int, end: int) -> list[tuple[int, int]]:
+def _present(process: Process, start: int, end: int) -> list[tuple[int, int]]:
     try:
-        runs = pagemap.scan(pid, start, end, all_of=Category.PRESENT)
+        runs = pagemap.scan(process, start, end, all_of=Category.PRESENT)
         return list(zip(runs["start"].tolist(), runs["end"].tolist(), strict=True))
     except FeatureMissing:
-        there = np.flatnonzero(pagemap.entries(pid, start, (end - start) // PAGE_SIZE) & pagemap.PRESENT)
+        there = np.flatnonzero(pagemap.entries(process, start, (end - start) // PAGE_SIZE) & pagemap.PRESENT)
         return [(start + page * PAGE_SIZE, start + (page + 1) * PAGE_SIZE) for page in there.tolist()]
 
 
-def _candidates(pid: int, low: int, high: int, signs: list[int]) -> Iterator[int]:
+def _candidates(process: Process, low: int, high: int, signs: list[int]) -> Iterator[int]:
     buffer = bytearray(min(_CHUNK, high - low))
     words = np.frombuffer(buffer, np.uint64)
     for start in range(low, high, len(buffer)):
-        size = remote.read_into(pid, start, buffer) if high - start >= len(buffer) else 0
-        rest = words[: size // _WORD] if size else np.frombuffer(remote.read(pid, start, high - start), np.uint64)
+        size = remote.read_into(process, start, buffer) if high - start >= len(buffer) else 0
+        rest = words[: size // _WORD] if size else np.frombuffer(remote.read(process, start, high - start), np.uint64)
         for sign in signs:
             at = np.flatnonzero(rest == np.uint64(sign))
             before = rest[at - 1]
@@ -234,8 +235,8 @@ def _candidates(pid: int, low: int, high: int, signs: list[int]) -> Iterator[int
 
 
 # struct robust_list_head, and before it in glibc the last entry of the list: four words of which three are addresses.
-def _is_head(pid: int, head: int) -> bool:
-    data = remote.read(pid, head - _WORD, 4 * _WORD)
+def _is_head(process: Process, head: int) -> bool:
+    data = remote.read(process, head - _WORD, 4 * _WORD)
     if len(data) < 4 * _WORD:
         return False
     last, entry, _, pending = struct.unpack("<4Q", data)
@@ -243,15 +244,15 @@ def _is_head(pid: int, head: int) -> bool:
 
 
 # The futex words on a robust list, and the one that is about to be on it.
-def _locked(pid: int, head: int) -> list[int]:
+def _locked(process: Process, head: int) -> list[int]:
     found: list[int] = []
     try:
-        entry, offset, pending = struct.unpack("<QqQ", remote.read(pid, head, 3 * _WORD))
+        entry, offset, pending = struct.unpack("<QqQ", remote.read(process, head, 3 * _WORD))
         if pending:
             found.append((pending & ~1) + offset)
         while entry & ~1 != head and len(found) < _MOST_ENTRIES:
             found.append((entry & ~1) + offset)
-            (entry,) = struct.unpack("<Q", remote.read(pid, entry & ~1, _WORD))
+            (entry,) = struct.unpack("<Q", remote.read(process, entry & ~1, _WORD))
     except (NexttouchError, struct.error):  # the thread has ended, or its list is being changed
         pass
     return found

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, SupportsIndex
 
-from ..errors import InvalidArgument, KernelError, NoSuchProcess, TargetRefused
-from ..linux import procfs
-from ..linux.process import process_id
+from ..errors import InvalidArgument, KernelError, TargetRefused
+from ..linux.process import Process
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
 from .mechanisms import Mechanism, asked_for, best_foreign
@@ -79,15 +78,14 @@ def attach(
         if rate:
             raise InvalidArgument("rate", f"is {rate!r}, but without a target node there is no sweep; leave it out")
         options = replace(options, rate=0)
-    pid = process_id(pid)
     trap = _mechanism(mechanism)
+    targets = () if isinstance(to, str) and to == "toucher" else check_target(to)
+    process = Process.open(pid, needs_pidfd=True)
     try:
-        targets = () if isinstance(to, str) and to == "toucher" else check_target(to)
-        return _attach(pid, targets, options, trap, always=always, lend=lend_device)
-    except NoSuchProcess as error:
-        if error.pid == pid:
-            raise
-        raise NoSuchProcess(pid, "while it was attached to") from None  # the thread that stood in for its main thread
+        return _attach(process, targets, options, trap, always=always, lend=lend_device)
+    except BaseException:
+        process.close()
+        raise
 
 
 def _mechanism(name: str | None) -> Mechanism:
@@ -99,15 +97,15 @@ def _mechanism(name: str | None) -> Mechanism:
     return mechanism
 
 
+# What is returned closes `process` at its end.
 def _attach(
-    pid: int, targets: tuple[int, ...], options: Options, mechanism: Mechanism, *, always: bool, lend: bool
+    process: Process, targets: tuple[int, ...], options: Options, mechanism: Mechanism, *, always: bool, lend: bool
 ) -> Migration:
-    check(pid)
-    targets = check_target(targets, pid=pid) if targets else ()
-    acquired = acquire(pid, features=mechanism.features, wanted=mechanism.more_features, lend=lend)
-    # The plan is made after that: by now the descriptors say which process it is, even if its number is used again.
+    check(process)
+    targets = check_target(targets, process=process) if targets else ()
+    acquired = acquire(process, features=mechanism.features, wanted=mechanism.more_features, lend=lend)
     try:
-        plan = make_plan(procfs.with_memory(pid), None, targets, traps=(mechanism,), always=always)
+        plan = make_plan(process, None, targets, traps=(mechanism,), always=always)
     except BaseException:
         acquired.close()
         raise
@@ -115,5 +113,5 @@ def _attach(
         return Migration(plan, options, attached=acquired)
     except KernelError as error:
         if error.errno == errno.EBUSY:  # since `check`
-            raise TargetRefused(pid, TAKEN) from None
+            raise TargetRefused(process.pid, TAKEN) from None
         raise

@@ -28,12 +28,12 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from .. import _core, errors
 from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
 from ..linux import procfs
-from ..linux.pidfd import pidfd_open
+from ..linux.process import Process, privilege
 from ..linux.ptrace import ARCHITECTURES
 from ..linux.syscall import MACHINE
 from ..linux.userfaultfd import Feature, Userfaultfd, available_features
@@ -46,124 +46,112 @@ TAKEN = "another process (such as a virtual machine's monitor, or another migrat
 
 
 class Acquired(NamedTuple):
-    """Descriptors of a program's memory (`uffd`) and of the program (`pidfd`).
+    """A descriptor of a program's memory, and for how many seconds one thread of the program stood still for it.
 
-    A pager that is started with `uffd` closes it; whoever has it before that calls `close`. `stopped` is the seconds
-    one thread of the program stood still.
+    A pager that is started with `uffd` closes it; until then the caller of `acquire` can, with `close`.
     """
 
     uffd: int
-    pidfd: int
     stopped: float
 
     def close(self) -> None:
-        """Undo whatever was done with the descriptors."""
+        """Undo whatever was done with the descriptor."""
         _core.forget(self.uffd)
         os.close(self.uffd)
-        os.close(self.pidfd)
 
 
-def acquire(pid: int, *, features: int = 0, wanted: int = 0, lend: bool = False) -> Acquired:
-    """Open a userfaultfd on the memory of process `pid`, with its handshake done.
+def acquire(process: Process, *, features: int = 0, wanted: int = 0, lend: bool = False) -> Acquired:
+    """Open a userfaultfd on the memory of `process`, with its handshake done.
 
     The descriptor is non-blocking and serves faults of system calls too. A child that this process forks before a pager
     has it does not keep it.
 
     Args:
-        pid: whose memory.
+        process: whose memory; it has a pidfd.
         features: what the descriptor has to be able to do.
         wanted: what it is to do as well, but only all of it together, where the kernel can.
         lend: let the program have this process's open /dev/userfaultfd, if it may not open one; its user can keep it.
 
-    >>> acquired = acquire(pid, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
+    >>> acquired = acquire(process, features=Feature.PAGEFAULT_FLAG_WP | Feature.EVENT_UNMAP)
     >>> acquired.stopped > 0
     True
     >>> acquired.close()
 
     Raises:
-        InvalidArgument: `pid` is not positive, or a thread.
-        NoSuchProcess: it does not exist, or ended meanwhile.
-        NotPermitted: it belongs to somebody else, tracing is restricted, or its user may have no userfaultfd.
+        NoSuchProcess: it ended meanwhile.
+        NotPermitted: it belongs to another user, tracing is restricted, or its user may have no userfaultfd.
         TargetRefused: attaching could harm it (see `check`); it runs on as it did.
         FeatureMissing: the kernel lacks one of `features`, or this processor is not supported.
         KernelError: any other failure, such as EMFILE.
     """
     if MACHINE not in ARCHITECTURES:
         raise FeatureMissing("attaching", f"it is not written for {MACHINE}", f"use {' or '.join(ARCHITECTURES)}")
-    # First of all: from here on a new process with this number is told from the one that is meant.
-    pidfd = pidfd_open(pid)
+    acquired = Acquired(*_inject(check(process), lend))
     try:
-        thread = check(pid)
-        descriptor, stopped = _inject(pid, thread, pidfd, lend)
-    except BaseException:
-        os.close(pidfd)
-        raise
-    acquired = Acquired(descriptor, pidfd, stopped)
-    try:
-        _shake_hands(Userfaultfd(descriptor), features, wanted)
+        _shake_hands(Userfaultfd(acquired.uffd), features, wanted)
     except BaseException:
         acquired.close()
         raise
     return acquired
 
 
-def interrupt(pid: int, pidfd: int, threads: Iterable[int]) -> None:
-    """Interrupt what `threads` of the process behind `pidfd` wait for, which they do not notice but for EINTR.
+def interrupt(process: Process, threads: Iterable[int]) -> None:
+    """Interrupt what `threads` of `process` wait for, which they do not notice but for EINTR.
 
     Raises:
         KernelError: no process could be started for it.
     """
-    with _start_helper("interrupt", map(str, (pid, pidfd, *threads)), (pidfd,)):
+    with _start_helper("interrupt", map(str, (process.pid, process.pidfd, *threads)), (process.pidfd,)):
         pass
 
 
-def check(pid: int) -> int:
-    """Look whether process `pid` can be attached to, without touching it; return the thread that would be stopped.
+def check(process: Process) -> Process:
+    """Look whether `process` can be attached to, without touching it; return it through the thread to be stopped.
 
     Raises:
         TargetRefused: it is this process, a kernel thread, a zombie, traced already, confined by seccomp, a 32-bit
-            program, or somebody (itself, a debugger, another migrator) handles its page faults already.
-        NoSuchProcess: it does not exist.
+            program, or something (itself, a debugger, another migrator) handles its page faults already.
+        NoSuchProcess: it ended meanwhile.
         NotPermitted: its memory is not for this user.
     """
-    if pid == os.getpid():
-        raise TargetRefused(pid, "it is this process; use nexttouch.lazy or nexttouch.next_touch for its own memory")
-    thread = _running_thread(pid)
-    status = procfs.status(thread)
-    if not procfs.has_memory(thread):
-        _refuse_without_memory(pid, thread)
+    if process.pid == os.getpid():
+        raise TargetRefused(
+            process.pid, "it is this process; use nexttouch.lazy or nexttouch.next_touch for its own memory"
+        )
+    seen = process.through(_running_thread(process))
+    status = procfs.status(seen)
+    if not seen.has_memory():
+        raise _without_memory(seen)
     if status.tracer:
-        raise TargetRefused(pid, TRACED.format(status.tracer))
+        raise TargetRefused(seen.pid, TRACED.format(status.tracer))
     if status.seccomp:
-        raise TargetRefused(pid, SECCOMP)
-    _check_descriptors(pid, thread, status.uid)
-    _check_program(pid, thread)
-    _check_mappings(pid, thread)
-    return thread
+        raise TargetRefused(seen.pid, SECCOMP)
+    _check_descriptors(seen, status.uid)
+    _check_program(seen)
+    _check_mappings(seen)
+    seen.check_number()
+    return seen
 
 
-def _running_thread(pid: int) -> int:
+def _running_thread(process: Process) -> int:
     """Return the main thread unless it has ended or does not react to anything, else another one."""
     states = {}
-    for thread in sorted(procfs.threads(pid), key=lambda thread: thread != pid):
+    for thread in sorted(process.threads(), key=lambda thread: thread != process.pid):
         with suppress(NoSuchProcess):
-            states[thread] = procfs.status(thread).state
+            states[thread] = procfs.status(process.through(thread)).state
         if states.get(thread, "Z") not in "ZXD":
             return thread
     for thread, state in states.items():
         if state == "D":
             return thread
-    raise TargetRefused(pid, "it has ended already (a zombie); its parent has yet to take notice")
+    raise TargetRefused(process.pid, "it has ended already (a zombie); its parent has yet to take notice")
 
 
-def _refuse_without_memory(pid: int, thread: int) -> NoReturn:
-    try:
-        fields = (procfs.directory(thread) / "stat").read_bytes().rpartition(b")")[2].split()
-    except OSError as error:
-        raise procfs.access_error(pid, error) from None
+def _without_memory(seen: Process) -> NexttouchError:
+    fields = seen.read("stat").rpartition(b")")[2].split()
     if int(fields[9 - 3]) & _PF_KTHREAD:
-        raise TargetRefused(pid, "it is a kernel thread, which has no memory of its own")
-    raise NoSuchProcess(pid, "meanwhile")
+        return TargetRefused(seen.pid, "it is a kernel thread, which has no memory of its own")
+    return NoSuchProcess(seen.pid, "meanwhile")
 
 
 _PF_KTHREAD = 0x200000  # include/linux/sched.h
@@ -172,16 +160,16 @@ _PF_KTHREAD = 0x200000  # include/linux/sched.h
 # From here on the thread is asked, not the process: a main thread that has ended has neither descriptors nor memory.
 
 
-def _check_descriptors(pid: int, thread: int, uid: int) -> None:
+def _check_descriptors(seen: Process, uid: int) -> None:
     try:
-        links = list((procfs.directory(thread) / "fd").iterdir())
+        links = list((seen.directory / "fd").iterdir())
         taken = next((link.name for link in links if _target(link) == "anon_inode:[userfaultfd]"), None)
     except PermissionError:  # of the folder, or of what is in it
-        raise NotPermitted(pid, _why_closed(uid)) from None
+        raise NotPermitted(seen.pid, _why_closed(uid)) from None
     except OSError as error:
-        raise procfs.access_error(pid, error) from None
+        raise seen.access_error(error) from None
     if taken:
-        raise TargetRefused(pid, f"it handles its own page faults (its descriptor {taken} is a userfaultfd)")
+        raise TargetRefused(seen.pid, f"it handles its own page faults (its descriptor {taken} is a userfaultfd)")
 
 
 def _target(link: Path) -> str:
@@ -193,55 +181,55 @@ def _target(link: Path) -> str:
 
 def _why_closed(uid: int) -> str:
     if uid != os.geteuid():
-        return f"it belongs to user {uid}; {procfs.privilege()}"
-    return f"it is protected from its own user, as programs with set-uid or file capabilities are; {procfs.privilege()}"
+        return f"it belongs to user {uid}; {privilege()}"
+    return f"it is protected from its own user, as programs with set-uid or file capabilities are; {privilege()}"
 
 
-def _check_program(pid: int, thread: int) -> None:
+def _check_program(seen: Process) -> None:
     try:
-        with Path(f"/proc/{thread}/exe").open("rb") as program:
+        with (seen.directory / "exe").open("rb") as program:
             head = program.read(5)
     except OSError as error:
-        raise procfs.access_error(pid, error) from None
+        raise seen.access_error(error) from None
     if head != b"\x7fELF\x02":
-        raise TargetRefused(pid, "it is a 32-bit program; only 64-bit ones can be attached to")
+        raise TargetRefused(seen.pid, "it is a 32-bit program; only 64-bit ones can be attached to")
 
 
-def _check_mappings(pid: int, thread: int) -> None:
+def _check_mappings(seen: Process) -> None:
     # The descriptor may be another process's, as with a virtual machine's fault handler: only the mappings tell then.
     try:
-        with Path(f"/proc/{thread}/smaps").open("rb") as lines:
+        with (seen.directory / "smaps").open("rb") as lines:
             taken = any(line.startswith(b"VmFlags") and _REGISTERED.search(line) for line in lines)
     except OSError as error:
-        raise procfs.access_error(pid, error) from None
+        raise seen.access_error(error) from None
     if taken:
-        raise TargetRefused(pid, TAKEN)
+        raise TargetRefused(seen.pid, TAKEN)
 
 
 _REGISTERED = re.compile(rb" u[mwir] ")  # missing, write-protect, minor, read-write-protect
 
 
-def _system_call_instruction(thread: int) -> int:
-    """Return the address of an instruction of the kernel's own code in `thread` (vdso) that makes a system call."""
+def _system_call_instruction(seen: Process) -> int:
+    """Return the address of an instruction of the kernel's own code in `seen` (vdso) that makes a system call."""
     architecture = ARCHITECTURES[MACHINE]
-    for mapping in procfs.mappings(thread):
+    for mapping in procfs.mappings(seen):
         if mapping.path == "[vdso]":
-            code = _read_memory(thread, mapping.start, mapping.end - mapping.start)
+            code = _read_memory(seen, mapping.start, mapping.end - mapping.start)
             at = code.find(architecture.instruction)
             while at % architecture.alignment:
                 at = code.find(architecture.instruction, at + 1)
             if at >= 0:
                 return mapping.start + at
-    raise TargetRefused(thread, "it has no vdso, from where its system calls could be made; move its pages eagerly")
+    raise TargetRefused(seen.pid, "it has no vdso, from where its system calls could be made; move its pages eagerly")
 
 
-def _read_memory(thread: int, start: int, length: int) -> bytes:
+def _read_memory(seen: Process, start: int, length: int) -> bytes:
     try:
-        with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
+        with (seen.directory / "mem").open("rb", buffering=0) as memory:
             memory.seek(start)
             return memory.read(length)
     except OSError as error:
-        raise procfs.access_error(thread, error) from None
+        raise seen.access_error(error) from None
 
 
 _PROGRAM = """
@@ -252,19 +240,19 @@ getattr(injection, sys.argv.pop(1))(sys.argv[1:])
 """
 
 
-def _inject(pid: int, thread: int, pidfd: int, lend: bool) -> tuple[int, float]:
-    instruction = _system_call_instruction(thread)
+def _inject(seen: Process, lend: bool) -> tuple[int, float]:
+    instruction = _system_call_instruction(seen)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:
         raise KernelError("socketpair", error.errno or 0, _REMEDIES.get(error.errno or 0, "")) from None
     with ours, theirs:
-        numbers = map(str, (pid, thread, instruction, pidfd, int(lend), theirs.fileno()))
-        helper = _start_helper("main", numbers, (pidfd, theirs.fileno()))
+        numbers = map(str, (seen.pid, seen.thread, seen.pidfd, instruction, int(lend), theirs.fileno()))
+        helper = _start_helper("main", numbers, (seen.pidfd, theirs.fileno()))
         with helper:
             theirs.close()
             answer, descriptor = _receive(ours)
-    return _read_answer(answer, descriptor, pid, helper.returncode)
+    return _read_answer(answer, descriptor, seen.pid, helper.returncode)
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, int]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -19,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import placement
-from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess
-from ..linux import mempolicy, procfs
+from ..errors import InvalidArgument, KernelError, NexttouchError, NoSuchProcess
+from ..linux import mempolicy
 from ..linux.pagecache import map_cached, unmapped
-from ..linux.pidfd import pidfd_open
-from ..linux.process import process_id
+from ..linux.process import SELF, Process
 from ..linux.syscall import PAGE_SIZE
 from ..quantities import is_number
 from ..topology import check_target
 from . import registry
-from .held import Held
 from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
 
@@ -126,13 +123,13 @@ def move(
         raise InvalidArgument("rate", f"is {rate!r}, but has to be a positive number of bytes a second")
     targets = check_target(to)
     began = time.monotonic()
-    with _held(x) as process:
-        without, found = _pages_of(x, process.pid, dry_run)
+    with Process.open(x, argument="x") if isinstance(x, int | np.generic) else SELF as process:
+        without, found = _pages_of(x, process, dry_run)
         pages = found.movable
-        targets = check_target(targets, pid=process.pid)
+        targets = check_target(targets, process=process)
         flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
         if shared:  # whether it may is known without a page
-            mempolicy.move_pages(process.pid, np.empty(0, np.uint64), targets[0], flags)
+            mempolicy.move_pages(process, np.empty(0, np.uint64), targets[0], flags)
         result = move_pages(
             process, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
         )
@@ -144,40 +141,24 @@ def move(
     return result
 
 
-@contextmanager
-def _held(x: object) -> Iterator[Held]:
-    number, pidfd = 0, -1
-    if isinstance(x, int | np.generic):
-        number = process_id(x, argument="x")
-        with suppress(FeatureMissing, InvalidArgument):  # before Linux 5.3; the number of a thread
-            pidfd = pidfd_open(number)
-        number = procfs.with_memory(number)
-    process = Held(number, pidfd)
-    try:
-        yield process
-    finally:
-        process.close()
-
-
 # What was found, on the nodes where it is now; nothing if the process has ended.
-def _now(process: Held, found: Mapped) -> Pages:
+def _now(process: Process, found: Mapped) -> Pages:
     pages = found.movable
     try:
-        nodes = placement.nodes_of(process.pid, pages.addresses)
-        process.check()
+        nodes = placement.nodes_of(process, pages.addresses)
     except NoSuchProcess:
         return Pages.joined([])
     return Pages.joined([Pages(pages.addresses, pages.units, nodes), found.fixed])
 
 
 # How many pages have no entry in the process though they are in memory, and the others.
-def _pages_of(x: object, pid: int, dry_run: bool) -> tuple[int, Mapped]:
-    if pid:
-        return 0, find_mapped(pid)
+def _pages_of(x: object, process: Process, dry_run: bool) -> tuple[int, Mapped]:
+    if not process.own:
+        return 0, find_mapped(process)
     start, end = placement.span(x)
     registry.refuse_overlap(start, end)
     without = unmapped(start, end) if dry_run else map_cached(start, end)
-    return without, find_mapped(0, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return without, find_mapped(process, start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
 
 
 def _count_others(result: MoveResult, without: int, found: Mapped, targets: tuple[int, ...]) -> None:
@@ -192,7 +173,7 @@ def _count_others(result: MoveResult, without: int, found: Mapped, targets: tupl
 
 
 def move_pages(
-    process: Held,
+    process: Process,
     pages: Pages,
     targets: tuple[int, ...],
     *,
@@ -214,9 +195,7 @@ def move_pages(
     todo = present & (pages.nodes != wanted)
     if dry_run:
         shared = (
-            placement.mapped_often(process.pid, pages.addresses) & todo
-            if flags == mempolicy.MOVE
-            else np.zeros_like(todo)
+            placement.mapped_often(process, pages.addresses) & todo if flags == mempolicy.MOVE else np.zeros_like(todo)
         )
         result.left[Reason.SHARED] += int(pages.units[shared].sum())
         result.moved = int(pages.units[todo & ~shared].sum())
@@ -248,7 +227,7 @@ def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[
 class _Mover:
     """One eager move under way: calls, and what came of them."""
 
-    def __init__(self, process: Held, flags: int, result: MoveResult) -> None:
+    def __init__(self, process: Process, flags: int, result: MoveResult) -> None:
         self.process = process
         self.flags = flags
         self.result = result
@@ -305,22 +284,21 @@ class _Mover:
     ) -> tuple[float, NDArray[np.bool_], bool]:
         """One call: its seconds, which pages it left undone, whether for want of memory. Accounts for all others."""
         began, full = time.monotonic(), False
-        self.process.check()
         try:
-            _, status = mempolicy.move_pages(self.process.pid, addresses, wanted, self.flags)
+            _, status = mempolicy.move_pages(self.process, addresses, wanted, self.flags)
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise
             full = True
             status = np.full(len(addresses), mempolicy.UNWRITTEN, dtype=np.int32)
-        took = time.monotonic() - began
-        self.result.longest_call = max(self.result.longest_call, took)
+        finally:
+            took = time.monotonic() - began
+            self.result.longest_call = max(self.result.longest_call, took)
         undone = np.isin(status, _UNDECIDED)
         if undone.any():
-            status[undone] = placement.nodes_of(self.process.pid, addresses[undone])
+            status[undone] = placement.nodes_of(self.process, addresses[undone])
         lost = status < 0
-        told = explained(self.process.pid, addresses[lost], status[lost])
-        self.process.check()
+        told = explained(self.process, addresses[lost], status[lost])
         undone &= (status >= 0) & (status != wanted)
         self.result.moved += int(units[status == wanted].sum())
         self.result.left.update(reasons(told, units[lost]))

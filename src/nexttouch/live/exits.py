@@ -10,46 +10,46 @@ that is interrupted and restarted looks again first (futex(2)), so such threads 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linux import procfs, remote, threads
-from ..linux.syscall import PAGE_SIZE, read_file
+from ..errors import NexttouchError
+from ..linux import remote, threads
+from ..linux.process import Process
+from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import LastWord
 from . import descriptor
-from .held import Held
 
 __all__ = ["heal", "look_again"]
 
 
-def look_again(process: Held, runs: NDArray[np.uint64]) -> None:
+def look_again(process: Process, runs: NDArray[np.uint64]) -> None:
     """Have the pages of `runs`, shape (n, 3), which are armed, moved if a thread leaves its last words there; and heal.
 
     Raises:
         NexttouchError: the process has ended, or cannot be reached any more.
     """
-    words = threads.last_words(process.pid)
-    process.check()
+    words = threads.last_words(process)
     for page in sorted({word.address // PAGE_SIZE * PAGE_SIZE for word in words}):
         if _holds(runs, page):
-            remote.touch(process.pid, page)
+            remote.touch(process, page)
     heal(process, words)
 
 
-def heal(process: Held, words: Iterable[LastWord] | None = None) -> list[LastWord]:
+def heal(process: Process, words: Iterable[LastWord] | None = None) -> list[LastWord]:
     """Write those of `words` (None: of all that there are) whose thread has ended and could not; return them.
 
     Raises:
         NexttouchError: the process has ended, or cannot be reached any more.
     """
-    lost = threads.lost(process.pid, threads.last_words(process.pid) if words is None else words)
-    process.check()  # else this is another one's
+    lost = threads.lost(process, threads.last_words(process) if words is None else words)
     for word in lost:
-        remote.write(process.pid, word.address, word.final.to_bytes(4, "little"))
-    waiting = _waiting(process.pid, {word.address for word in lost}) if lost else []
+        remote.write(process, word.address, word.final.to_bytes(4, "little"))
+    waiting = _waiting(process, {word.address for word in lost}) if lost else []
     if waiting:
-        descriptor.interrupt(process.pid, process.pidfd, waiting)
+        descriptor.interrupt(process, waiting)
     return lost
 
 
@@ -59,13 +59,12 @@ def _holds(runs: NDArray[np.uint64], address: int) -> bool:
 
 
 # Threads that are in a system call whose first argument is one of `addresses`, as that of futex(2) is.
-def _waiting(pid: int, addresses: set[int]) -> list[int]:
+def _waiting(process: Process, addresses: set[int]) -> list[int]:
     found = []
-    for thread in procfs.threads(pid):
-        try:
-            words = read_file(procfs.directory(pid) / "task" / str(thread) / "syscall").split()
-        except OSError:
-            continue  # it has ended
+    for thread in process.threads():
+        words: list[bytes] = []
+        with suppress(NexttouchError):  # it has ended
+            words = process.through(thread).read("syscall").split()
         if len(words) > 1 and int(words[1], 16) in addresses:
             found.append(thread)
     return found

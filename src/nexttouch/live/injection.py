@@ -31,7 +31,8 @@ from pathlib import Path
 
 from ..errors import KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
 from ..linux import procfs
-from ..linux.pidfd import alive, pidfd_getfd, pidfd_open
+from ..linux.pidfd import pidfd_getfd, pidfd_open
+from ..linux.process import Process
 from ..linux.ptrace import ARCHITECTURES, StoppedThread
 from ..linux.syscall import MACHINE, NUMBERS
 from ..linux.userfaultfd import DEVICE, DEVICE_NEW
@@ -89,12 +90,12 @@ _READ_WRITE, _PRIVATE_ANONYMOUS = 0x1 | 0x2, 0x02 | 0x20
 
 
 def main(arguments: list[str]) -> None:
-    """Run the process: the numbers of `take_userfaultfd`, and that of the socket to answer on; never returns."""
-    *numbers, channel = map(int, arguments)
+    """Run the process: pid, thread and pidfd, the other numbers of `take_userfaultfd`, the socket to answer on."""
+    pid, thread, pidfd, instruction, lend, channel = map(int, arguments)
     _shield()
     descriptors = []
     try:
-        descriptor, stopped = take_userfaultfd(*numbers)
+        descriptor, stopped = take_userfaultfd(Process(pid, thread, pidfd=pidfd), instruction, lend=bool(lend))
         answer: dict[str, object] = {"stopped": stopped}
         descriptors.append(descriptor)
     except NexttouchError as error:
@@ -108,51 +109,55 @@ def main(arguments: list[str]) -> None:
 def interrupt(arguments: list[str]) -> None:
     """Run the process: the numbers of a process, a descriptor of it, and those of its threads that are interrupted."""
     pid, pidfd, *numbers = map(int, arguments)
+    process = Process(pid, pidfd=pidfd)
     _shield()
     for number in numbers:
         thread = StoppedThread(pid, number, 0)
         with suppress(NexttouchError):  # it has ended, or somebody traces it, and it looks again for that
             thread.seize()
-            if alive(pidfd) and number in procfs.threads(pid):
+            if process.through(number).there:
                 thread.nudge(STOP_TIMEOUT)
     os._exit(0)
 
 
-def take_userfaultfd(pid: int, thread: int, instruction: int, pidfd: int, lend: int = 0) -> tuple[int, float]:
-    """Make `thread` of process `pid` open a userfaultfd; return it, and for how many seconds the thread stood still.
+def take_userfaultfd(process: Process, instruction: int, *, lend: bool = False) -> tuple[int, float]:
+    """Make the thread of `process` open a userfaultfd; return it, and for how many seconds the thread stood still.
 
-    If `lend`, it gets this process's open /dev/userfaultfd where it may not have its own.
+    Args:
+        process: through the thread that is to stand still.
+        instruction: address, in that process, of an instruction that makes a system call.
+        lend: give it this process's open /dev/userfaultfd where it may not have its own.
 
     Raises:
         NoSuchProcess, NotPermitted, TargetRefused, KernelError: the target runs on as it did, if it still exists.
     """
-    target = StoppedThread(pid, thread, instruction)
+    target = StoppedThread(process.pid, process.thread, instruction)
     try:
         target.seize()
     except NotPermitted:
-        _check_since(pid, thread, pidfd)
+        _check_since(process)
         raise
-    # A seized thread keeps its id. With the process of `pidfd` alive and the thread in it, nobody was mistaken for it.
-    if not alive(pidfd) or thread not in procfs.threads(pid):
-        raise NoSuchProcess(pid)
+    # A seized thread keeps its id. With the process alive and the thread in it, no other one was mistaken for it.
+    process.check()
     _warm_up()
     with _device(lend) as device:
         begin = time.perf_counter()
         target.stop(STOP_TIMEOUT)
         try:
-            descriptor = _userfaultfd_of(target, pid, thread, device)
+            descriptor = _userfaultfd_of(target, process, device)
         finally:
             target.release()
         return descriptor, time.perf_counter() - begin
 
 
-def _check_since(pid: int, thread: int, pidfd: int) -> None:
+def _check_since(process: Process) -> None:
     """Say what has happened since `descriptor.check`: a thread that has ended or is traced cannot be seized either."""
-    status = procfs.status(thread)
-    if not alive(pidfd) or status.state in "ZX":
-        raise NoSuchProcess(pid)
+    status = procfs.status(process)
+    process.check()
+    if status.state in "ZX":
+        raise NoSuchProcess(process.pid)
     if status.tracer:
-        raise TargetRefused(pid, TRACED.format(status.tracer))
+        raise TargetRefused(process.pid, TRACED.format(status.tracer))
 
 
 def _shield() -> None:
@@ -171,7 +176,7 @@ def _warm_up() -> None:
 
 
 @contextmanager
-def _device(lend: int) -> Iterator[int]:
+def _device(lend: bool) -> Iterator[int]:
     """Open /dev/userfaultfd; -1 if it is not to be lent, or this user may not."""
     try:
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC) if lend else -1
@@ -184,10 +189,11 @@ def _device(lend: int) -> Iterator[int]:
             os.close(device)
 
 
-def _userfaultfd_of(target: StoppedThread, pid: int, thread: int, device: int) -> int:
-    if procfs.status(thread).seccomp:  # since it was looked at
+def _userfaultfd_of(target: StoppedThread, process: Process, device: int) -> int:
+    pid = process.pid
+    if procfs.status(process).seccomp:  # since it was looked at
         raise TargetRefused(pid, SECCOMP)
-    if _begins_a_namespace(thread):
+    if _begins_a_namespace(process):
         raise TargetRefused(
             pid, "its next child begins a pid namespace (unshare), and has to be its own; try again later"
         )
@@ -199,8 +205,8 @@ def _userfaultfd_of(target: StoppedThread, pid: int, thread: int, device: int) -
         return pidfd_getfd(pidfd, number, pid=pid)
 
 
-def _begins_a_namespace(thread: int) -> bool:
-    own, next_one = (procfs.directory(thread) / "ns" / name for name in ("pid", "pid_for_children"))
+def _begins_a_namespace(process: Process) -> bool:
+    own, next_one = (process.directory / "ns" / name for name in ("pid", "pid_for_children"))
     return own.exists() and not (
         next_one.exists() and own.samefile(next_one)
     )  # it does not exist before its first process
@@ -255,7 +261,7 @@ def _through_device(clone: StoppedThread, pid: int, pidfd: int, device: int) -> 
     with ExitStack() as undo:
         scratch = _call(clone, "mmap", 0, _SCRATCH, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
         undo.callback(_call, clone, "munmap", scratch, _SCRATCH)
-        memory = os.open(procfs.directory(clone.thread) / "mem", os.O_RDWR | os.O_CLOEXEC)
+        memory = os.open(Process(clone.thread).directory / "mem", os.O_RDWR | os.O_CLOEXEC)
         undo.callback(os.close, memory)
         os.pwrite(memory, os.fsencode(DEVICE) + b"\0", scratch)
         number = clone.call(_number("openat"), _AT_FDCWD, scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)

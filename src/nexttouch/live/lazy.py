@@ -11,6 +11,7 @@ import numpy as np
 from .. import placement
 from ..errors import InvalidArgument, KernelError
 from ..linux import procfs
+from ..linux.process import SELF
 from ..topology import check_target
 from . import registry
 from .attach import attach
@@ -139,7 +140,7 @@ def _begin(x: object, targets: tuple[int, ...], options: Options, name: str | No
         with registry.beginning(start, end):
             for attempt in range(_ATTEMPTS):
                 try:
-                    plan = make_plan(0, [(start, end)], targets, mechanism=mechanism, always=always)
+                    plan = make_plan(SELF, [(start, end)], targets, mechanism=mechanism, always=always)
                     migration = Migration(plan, options, keep=keep)
                     break
                 except KernelError as error:
@@ -163,4 +164,4 @@ def _writable_span(x: object) -> tuple[int, int]:
 def _can_be_trapped(start: int, end: int) -> bool:
     features = userfaultfd_features()
     traps = working(features)
-    return any(trap.can_trap(smap, features) for smap in procfs.smaps(0, start, end) for trap in traps)
+    return any(trap.can_trap(smap, features) for smap in procfs.smaps(SELF, start, end) for trap in traps)

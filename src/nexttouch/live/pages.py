@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..linux import pagemap, procfs
 from ..linux.occupied import nodes_of, occupied, shared_in_swap, words_at
 from ..linux.pagemap import Category
+from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
 from .reason import Reason
 
@@ -84,15 +85,15 @@ class Pages:
         return {node: int(count) for node, count in enumerate(counts) if count}
 
 
-def find(pid: int, start: int, end: int, *, unit: int = 1) -> Pages:
-    """Find the pages in [start, end) of process `pid` (0: this one), those in swap too; zero pages and holes are none.
+def find(process: Process, start: int, end: int, *, unit: int = 1) -> Pages:
+    """Find the pages in [start, end) of `process`, those in swap too; zero pages and holes are none.
 
     `unit` is the size of the mapping's pages where that is not `PAGE_SIZE` (hugetlb), in pages. Costs 0.2 us a page.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
-    return find_each(pid, [(start, end, unit)])[0]
+    return find_each(process, [(start, end, unit)])[0]
 
 
 class Mapped(NamedTuple):
@@ -109,35 +110,35 @@ class Mapped(NamedTuple):
     swapped: int
 
 
-def find_mapped(pid: int, start: int = 0, end: int = 1 << 64) -> Mapped:
-    """Find the pages in [start, end) of process `pid` by its mappings, as `find` does.
+def find_mapped(process: Process, start: int = 0, end: int = 1 << 64) -> Mapped:
+    """Find the pages in [start, end) of `process` by its mappings, as `find` does.
 
     A page of hugetlb that is covered in part is among them as a whole.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     mappings = [
-        mapping for mapping in procfs.mappings(pid, start, end) if mapping.path != "[vsyscall]"
+        mapping for mapping in procfs.mappings(process, start, end) if mapping.path != "[vsyscall]"
     ]  # no user space
-    unit = _units(pid, mappings)
+    unit = _units(process, mappings)
     pieces = [_piece(mapping, start, end, unit.get(mapping.start, 1)) for mapping in mappings]
-    each = find_each(pid, pieces)
+    each = find_each(process, pieces)
     movable = [pages for pages, mapping in zip(each, mappings, strict=True) if mapping.kind.movable]
     fixed = [pages for pages, mapping in zip(each, mappings, strict=True) if not mapping.kind.movable]
     swapped = 0
     if any(mapping.kind is procfs.Kind.SHMEM for mapping in mappings):
         bounds = np.array([piece[:2] for piece in pieces], dtype=np.uint64)
-        swapped = int(shared_in_swap(pid, bounds).sum())
+        swapped = int(shared_in_swap(process, bounds).sum())
     return Mapped(Pages.joined(movable), Pages.joined(fixed), swapped)
 
 
 # Pages that move together, by the start of the mapping: only smaps knows, and it costs a walk of all of them.
-def _units(pid: int, mappings: list[procfs.Mapping]) -> dict[int, int]:
+def _units(process: Process, mappings: list[procfs.Mapping]) -> dict[int, int]:
     huge = [mapping for mapping in mappings if mapping.kind is procfs.Kind.HUGETLB]
     if not huge:
         return {}
-    smaps = procfs.smaps(pid, huge[0].start, huge[-1].end)
+    smaps = procfs.smaps(process, huge[0].start, huge[-1].end)
     return {smap.mapping.start: smap.kernel_page_size // PAGE_SIZE for smap in smaps}
 
 
@@ -146,16 +147,16 @@ def _piece(mapping: procfs.Mapping, start: int, end: int, unit: int) -> tuple[in
     return max(mapping.start, start // size * size), min(mapping.end, -(-end // size) * size), unit
 
 
-def find_each(pid: int, pieces: Sequence[tuple[int, int, int]]) -> list[Pages]:
+def find_each(process: Process, pieces: Sequence[tuple[int, int, int]]) -> list[Pages]:
     """Find the pages of each piece (start, end, unit) as `find` does, at one go: a process has thousands of mappings.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     if not pieces:
         return []
     bounds = np.array([piece[:2] for piece in pieces], dtype=np.uint64)
-    runs = _cut(pid, bounds)
+    runs = _cut(process, bounds)
     unit = np.array([piece[2] for piece in pieces], dtype=np.uint64)[runs.owner]
     units = np.where(runs.huge, np.maximum(unit, np.uint64(HUGE_PAGES)), unit)
     steps = units * np.uint64(PAGE_SIZE)
@@ -164,23 +165,23 @@ def find_each(pid: int, pieces: Sequence[tuple[int, int, int]]) -> list[Pages]:
     addresses = np.repeat(runs.start, counts) + turns.astype(np.uint64) * np.repeat(steps, counts)
     found = Pages(addresses, np.repeat(units.astype(np.uint32), counts), np.full(len(addresses), IN_SWAP, np.int32))
     present = ~np.repeat(runs.swapped, counts)
-    found.nodes[present] = explained(pid, addresses[present], nodes_of(pid, addresses[present]))
+    found.nodes[present] = explained(process, addresses[present], nodes_of(process, addresses[present]))
     borders = np.searchsorted(np.repeat(runs.owner, counts), np.arange(len(pieces) + 1)).tolist()
     return [found.part(first, last) for first, last in pairwise(borders)]
 
 
-def explained(pid: int, addresses: NDArray[np.uint64], status: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Tell what -ENOENT in `status`, shape (n,), means for each of these pages of process `pid` that was seen before.
+def explained(process: Process, addresses: NDArray[np.uint64], status: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Tell what -ENOENT in `status`, shape (n,), means for each of these pages of `process` that was seen before.
 
     It stays where the page is gone; is IN_SWAP where it was swapped out; and -EFAULT where the entry is as it was, but
     no page of memory is behind it, as with a device.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
+        NoSuchProcess, NotPermitted: about `process`.
     """
     missing = np.flatnonzero(status == -errno.ENOENT)
     missing = missing[np.argsort(addresses[missing], kind="stable")]
-    words = words_at(pid, addresses[missing])
+    words = words_at(process, addresses[missing])
     told = status.copy()
     told[missing[words & pagemap.PRESENT != 0]] = -errno.EFAULT
     told[missing[pagemap.swapped(words)]] = IN_SWAP
@@ -210,8 +211,8 @@ class _Runs(NamedTuple):
 
 
 # The runs within each piece: bounds, shape (n, 2), in any order.
-def _cut(pid: int, bounds: NDArray[np.uint64]) -> _Runs:
-    runs = occupied(pid, bounds).runs
+def _cut(process: Process, bounds: NDArray[np.uint64]) -> _Runs:
+    runs = occupied(process, bounds).runs
     runs = runs[runs["categories"] & Category.PFNZERO == 0]
     first = np.searchsorted(runs["end"], bounds[:, 0], side="right")
     counts = np.maximum(np.searchsorted(runs["start"], bounds[:, 1], side="left") - first, 0)

@@ -25,6 +25,7 @@ from ..errors import TargetRefused
 from ..linux import procfs
 from ..linux.occupied import unseen_in_swap
 from ..linux.pagecache import map_cached
+from ..linux.process import Process
 from ..linux.procfs import Smap
 from ..linux.syscall import PAGE_SIZE
 from ..linux.threads import exit_spans
@@ -63,10 +64,10 @@ class Part:
 
 @dataclass(slots=True)
 class Plan:
-    """What a migration of process `pid` (0: this one) will do.
+    """What a migration of the memory of `process` will do.
 
     Attributes:
-        pid: whose pages.
+        process: whose pages.
         targets: nodes, interleaved; none: the node of the thread that touches.
         parts: what is trapped.
         eager: what is moved at the end without a trap.
@@ -74,7 +75,7 @@ class Plan:
         pages: pages in all: trapped, eager and left.
     """
 
-    pid: int
+    process: Process
     targets: tuple[int, ...]
     parts: list[Part] = field(default_factory=list)
     eager: list[Pages] = field(default_factory=list)
@@ -83,7 +84,7 @@ class Plan:
 
 
 def make_plan(
-    pid: int,
+    process: Process,
     spans: list[tuple[int, int]] | None,
     targets: tuple[int, ...],
     *,
@@ -91,12 +92,12 @@ def make_plan(
     traps: tuple[Mechanism, ...] | None = None,
     always: bool = False,
 ) -> Plan:
-    """Plan the migration of `spans` (byte addresses [start, end); None: all memory) of process `pid` (0: this one).
+    """Plan the migration of `spans` (byte addresses [start, end); None: all memory) of `process`.
 
     Whole pages only: a page that a span covers in part is left.
 
     Args:
-        pid: whose pages.
+        process: whose pages.
         spans: which.
         targets: nodes, interleaved; none: the node of the thread that touches.
         mechanism: this one, and what it is not for stays.
@@ -104,26 +105,26 @@ def make_plan(
         always: pages that are on a target node already move as well, to another frame.
 
     Raises:
-        NoSuchProcess, NotPermitted: about `pid`.
-        TargetRefused: somebody handles page faults of that other process.
+        NoSuchProcess, NotPermitted: about `process`.
+        TargetRefused: another program handles page faults of that other process.
     """
-    plan = Plan(pid, targets)
-    if not pid:
+    plan = Plan(process, targets)
+    if process.own:
         _map(plan, spans or [])
     features = userfaultfd_features()
     choice = (mechanism,) if mechanism else working(features) if traps is None else traps
     found: dict[Mechanism, list[Pages]] = {}
     whole: list[tuple[int, int]] = []
     pieces = list(_pieces(plan, spans))
-    if pid and any(smap.flags & _WATCHED for smap, _, _ in pieces):
-        raise TargetRefused(pid, TAKEN)
-    ends = np.array(exit_spans(pid) if pid else [], np.uint64).reshape(-1, 2)
-    each = find_each(pid, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
+    if not process.own and any(smap.flags & _WATCHED for smap, _, _ in pieces):
+        raise TargetRefused(process.pid, TAKEN)
+    ends = np.array([] if process.own else exit_spans(process), np.uint64).reshape(-1, 2)
+    each = find_each(process, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
         swapped = unseen_in_swap(smap, start, end)
         plan.left[Reason.SWAPPED] += swapped
         plan.pages += pages.count + swapped
-        trap = _trap(smap, pid, choice, features)
+        trap = _trap(smap, process, choice, features)
         movable = _is_movable(smap) and (trap is not None or mechanism is None)
         stay = _stay(pages, targets, movable, always and trap is not None, plan.left)
         trapped = ~stay & ~_within(pages, ends) if trap else np.zeros(len(pages), np.bool_)
@@ -131,7 +132,7 @@ def make_plan(
             plan.eager.append(pages.those(~stay & ~trapped))
         if trap and trapped.any():
             found.setdefault(trap, []).append(pages.those(trapped))
-            if pid:
+            if not process.own:
                 whole.append((start, end - start))
     for trap, parts in found.items():
         plan.parts.append(_part(trap, parts, targets, always, whole))
@@ -149,7 +150,7 @@ def _map(plan: Plan, spans: list[tuple[int, int]]) -> None:
 # Each mapping with the part [start, end) of it that is wanted, in whole pages of it.
 def _pieces(plan: Plan, spans: list[tuple[int, int]] | None) -> Iterator[tuple[Smap, int, int]]:
     low, high = (0, 1 << 64) if spans is None else (min(span[0] for span in spans), max(span[1] for span in spans))
-    for smap in procfs.smaps(plan.pid, low, high):
+    for smap in procfs.smaps(plan.process, low, high):
         mapping = smap.mapping
         if mapping.path == "[vsyscall]":  # not in user space
             continue
@@ -167,7 +168,7 @@ def _pieces(plan: Plan, spans: list[tuple[int, int]] | None) -> Iterator[tuple[S
 def _count_partial(plan: Plan, first: int, last: int, start: int, end: int) -> None:
     edges = {(first // PAGE_SIZE, first < start), (last // PAGE_SIZE, max(end, first) < last)}
     for page in {page for page, partial in edges if partial}:
-        count = find(plan.pid, page * PAGE_SIZE, (page + 1) * PAGE_SIZE).count
+        count = find(plan.process, page * PAGE_SIZE, (page + 1) * PAGE_SIZE).count
         plan.left[Reason.PARTIAL] += count
         plan.pages += count
 
@@ -177,8 +178,8 @@ def _is_movable(smap: Smap) -> bool:
 
 
 # The first mechanism that is for a mapping.
-def _trap(smap: Smap, pid: int, choice: tuple[Mechanism, ...], features: Feature) -> Mechanism | None:
-    fit = (each for each in choice if (each.foreign or not pid) and each.can_trap(smap, features))
+def _trap(smap: Smap, process: Process, choice: tuple[Mechanism, ...], features: Feature) -> Mechanism | None:
+    fit = (each for each in choice if (each.foreign or process.own) and each.can_trap(smap, features))
     return next(fit, None) if _is_movable(smap) else None
 
 

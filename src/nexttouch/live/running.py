@@ -29,7 +29,6 @@ from ..linux.syscall import PAGE_SIZE
 from ..topology import topology
 from . import eager, exits, registry
 from .descriptor import Acquired
-from .held import Held
 from .latch import Latch
 from .mechanisms import named
 from .options import Options, Service
@@ -63,7 +62,7 @@ class Running:
         self.gone = False
         self._keep = keep
         self._uffd = attached.uffd if attached else -1
-        self._process = Held(plan.pid, attached.pidfd) if attached else Held(0)
+        self._process = plan.process
         self._stopped = attached.stopped if attached else 0.0
         self._cancelled = False
         self._error: NexttouchError | None = None
@@ -144,7 +143,7 @@ class Running:
         """As `Migration.wait_armed`."""
         until = time.monotonic() + seconds
         served = all(pager.wait(_SERVING, until - time.monotonic()) for pager in self._pagers)
-        return served and (not self.plan.pid or self._looked.wait(until - time.monotonic()))
+        return served and (self._process.own or self._looked.wait(until - time.monotonic()))
 
     def cancel(self) -> None:
         """As `Migration.cancel`."""
@@ -216,7 +215,7 @@ class Running:
             cpu_nodes=cpu_nodes,
             mechanism=_core.MECHANISMS[part.mechanism],
             service=_core.SERVICES["inline" if inline else "thread"],
-            pid=self.plan.pid,
+            pid=self._process.number,
             uffd=uffd,
             alive_fd=self._process.pidfd,
             user_mode=inline,  # its system calls fail on armed pages in any case; so no privilege is needed
@@ -230,7 +229,7 @@ class Running:
     def _watch(self) -> None:
         """Wait until all is armed, and for the pagers' end; the first to see either does what comes after."""
         self._reach(_SERVING)
-        if self.plan.pid and self._looking.acquire(blocking=False):
+        if not self._process.own and self._looking.acquire(blocking=False):
             self._look_again()
         self._reach(_DONE)
         if not self._ending.acquire(blocking=False):
@@ -263,7 +262,7 @@ class Running:
 
     def _settle(self) -> None:
         """Move what no trap could be set for, and find out what kept busy pages."""
-        if self.plan.pid:
+        if not self._process.own:
             self._looked.wait()
             with suppress(NexttouchError, OSError):  # the process has ended, or becomes another program at this moment
                 exits.heal(self._process)
@@ -272,7 +271,6 @@ class Running:
             corrections: Counter[Reason] = Counter()
             for part, pager in zip(self.plan.parts, self._pagers, strict=True):
                 corrections.update(self._corrected(part, pager))
-            self._process.check()
             self._corrections = corrections
         if result.ended is not None and not isinstance(result.ended, NoSuchProcess):
             self._error = result.ended
@@ -294,7 +292,7 @@ class Running:
         found: Counter[Reason] = Counter()
         states = np.frombuffer(memoryview(pager), np.uint8)
         for told, meant, test in ((Reason.BUSY, Reason.SHARED, mapped_often), (Reason.ABSENT, Reason.SWAPPED, in_swap)):
-            count = int(test(self.plan.pid, _addresses(part, np.flatnonzero(states == told))).sum())
+            count = int(test(self._process, _addresses(part, np.flatnonzero(states == told))).sum())
             found.update({meant: count, told: -count})
         return found
 
