@@ -20,8 +20,8 @@ ANYWHERE: Final[int]
 def receive(socket: int, /) -> tuple[bytes, int]:
     """Receive a message of up to 4096 bytes and its descriptor (-1: none), without waiting; OSError(errno).
 
-    A child that is forked before a pager is started with the descriptor does not keep it. Whoever closes it before that
-    calls `forget` first.
+    A child that is forked before a pager is started with the descriptor does not keep it. A caller that closes it
+    before that calls `forget` first.
     """
 
 def forget(descriptor: int, /) -> None:

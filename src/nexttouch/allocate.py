@@ -1,7 +1,7 @@
 """Arrays whose pages come from the node that is asked for, in memory of their own.
 
 NumPy takes the memory of small arrays from the heap, where they share pages with others, and gives none a policy. These
-arrays have whole pages that nobody else uses, with a memory policy for those that are yet to come.
+arrays have whole pages that nothing else uses, with a memory policy for those that are yet to come.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _memory(size: int, nodes: tuple[int, ...] | None) -> mmap.mmap:
     except OSError as error:
         raise KernelError("mmap", error.errno or 0, f"{size} bytes for an array") from None
     if nodes:
-        # Preferred, not bound: for a bound page the kernel kills somebody when the node is full.
+        # Preferred, not bound: for a bound page the kernel kills a process when the node is full.
         mode = Mode.PREFERRED if len(nodes) == 1 else Mode.INTERLEAVE
         mempolicy.mbind(np.frombuffer(memory, np.uint8).ctypes.data, len(memory), mode, nodes)
     return memory

@@ -5,7 +5,7 @@ all: the process runs on meanwhile.
 
 Page tables are walked by PAGEMAP_SCAN, nodes asked for by move_pages(2). /proc/PID/numa_maps would be three times
 faster for a whole process, but keeps it from changing its mappings while it walks the largest of them (0.3 s for
-40 GiB), and asking where memory is shall not stop anybody.
+40 GiB), and asking where memory is shall stop no thread.
 """
 
 from __future__ import annotations

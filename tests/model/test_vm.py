@@ -246,11 +246,11 @@ def test_free_frames_are_not_to_be_used() -> None:
     vm = vm_of()
     for use, what in (
         (lambda: vm.get(1, "a test"), "a test"),
-        (lambda: vm.put(1), "whoever drops a reference"),
+        (lambda: vm.put(1), "a thread that drops a reference"),
         (lambda: vm.map(1), "an entry"),
         (lambda: vm.unmap(1), "an entry"),
         (lambda: vm.add_cache_reference(1), "a cache"),
-        (lambda: vm.drop_cache_reference(1), "whoever drops a reference"),
+        (lambda: vm.drop_cache_reference(1), "a thread that drops a reference"),
         (lambda: vm.alive_frame(1, "a test"), "a test"),
     ):
         with broken("I-UAF", f"{what} uses frame 1, which is free"):

@@ -1,4 +1,4 @@
-"""What a design does when nobody disturbs it: the threads of a machine run one after the other, and are counted."""
+"""What a move costs in a design, undisturbed: the threads of a machine run one after the other, and are counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cost:
         way: "eager" or "lazy".
         moving: what marking or moving takes.
         touching: what the first touch of each mapper takes afterwards, a lazy move included.
-        plain: what these touches take of a page that nobody has moved.
+        plain: what these touches take of a page that was not moved.
     """
 
     design: str
@@ -88,7 +88,7 @@ def run_thread(machine: Machine, shared: State, thread: int) -> State:
     """Let one thread go on until it ends, and return the state then.
 
     Raises:
-        RuntimeError: it waits for somebody else.
+        RuntimeError: it waits for another thread.
     """
     local = machine.initial()[1][thread]
     while not machine.ended(thread, local):

@@ -192,7 +192,7 @@ _ALL = (
     ),
     Mutation(
         "T21-leak",
-        "the last entry of an id goes while somebody has the page locked, and the id stays",
+        "the last entry of an id goes while a thread has the page locked, and the id stays",
         "D2",
         {"rechecks_count": False},
         "I-CACHE",
@@ -254,7 +254,7 @@ _ALL = (
     ),
     Mutation(
         "T31",
-        "a hot page: whoever waits for it raises its refcount, and it never moves",
+        "a hot page: a thread that waits for it raises its refcount, and it never moves",
         "B",
         {"waiter_holds_reference": True},
         "I-PROGRESS",

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is at work is cancelled at exit: once is enough
         return 128 + int(getattr(error, "number", signal.SIGINT))  # of `signals.Interrupted`
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has seen enough
         _discard_output()
         return 1
     except OSError as error:  # the output could not be written, to a full disk for example

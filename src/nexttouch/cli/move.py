@@ -27,8 +27,8 @@ _DESCRIPTION = """\
 Bring the memory of process PID to NUMA node NODE; or to several, as 0,1: pages of other nodes are interleaved over
 them, those that are on one of them stay.
 
-eagerly (the default): all pages now, in batches so short that the process never waits long. Whoever touches a page
-that is just being moved waits for its batch.
+eagerly (the default): all pages now, in batches so short that the process never waits long. A thread that touches
+a page that is just being moved waits for its batch.
 
 --lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store makes its
 page move, and a window of those around it, right after it; a sweep moves the rest meanwhile. If this command is
@@ -153,7 +153,7 @@ def _eager_text(result: MoveResult) -> str:
     verb = "would move" if result.dry_run else "moved"
     lines = [f"{verb} {_pages(result.moved)} of {_pages(result.pages)} in {format_duration(result.seconds)}"]
     if result.longest_call:
-        lines.append(f"longest call {format_duration(result.longest_call)}: nobody waited longer")
+        lines.append(f"longest call {format_duration(result.longest_call)}: no thread waited longer")
     return "\n".join([*lines, *_left(dict(result.left)), _nodes_text(result)])
 
 
@@ -168,7 +168,7 @@ def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
     deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline is not None else None
     rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
     if options.no_sweep and deadline is None:
-        raise InvalidArgument("--no-sweep", "needs --deadline: pages that nobody writes to would wait for ever")
+        raise InvalidArgument("--no-sweep", "needs --deadline: pages that are not written to would wait for ever")
     window = 64 if options.window is None else options.window
     with Signals() as signals:
         migration = attach(

@@ -61,7 +61,7 @@ class Signals:
         self._holding = True
 
     def interrupted(self) -> signal.Signals | None:
-        """The signal that was to end this process; tells whoever pressed Ctrl-Z why nothing came of it."""
+        """The signal that was to end this process; tells the user who pressed Ctrl-Z why nothing came of it."""
         if self._asked_to_stop:
             self._asked_to_stop = False
             print(_ADVICE, file=sys.stderr, flush=True)

@@ -136,7 +136,7 @@ def _choose_nodes(machine: Topology) -> tuple[int, int]:
     raise NexttouchError("this machine has no two nodes with memory, one of them with CPUs")
 
 
-# Whoever moves the memory, and looks where it is, is to take no time from the subject.
+# The threads that move the memory, and look where it is, are to take no time from the subject.
 @contextmanager
 def _out_of_the_way(machine: Topology, target: int) -> Iterator[None]:
     allowed = os.sched_getaffinity(0)
@@ -160,7 +160,7 @@ class _Subject:
     """The program, its process id, and the steps that it has told of."""
 
     def __init__(self, size: int, source: int, target: int) -> None:
-        # It writes to memory, not to a pipe: nobody has to keep up with it, and nothing it waits for is ours.
+        # It writes to memory, not to a pipe: no reader has to keep up with it, and nothing it waits for is ours.
         self._output = os.memfd_create("nexttouch-demo")
         cpus = topology().node(target).cpus
 

@@ -187,7 +187,7 @@ def _move_a_page() -> None:
 
 
 def _catch_a_store() -> None:
-    # A system call that writes to a page protected through a descriptor for user mode fails with EFAULT, so that nobody
+    # A system call that writes to a page protected through a descriptor for user mode fails with EFAULT, and no thread
     # has to wait for a fault here.
     reader, writer = os.pipe()
     try:

@@ -112,7 +112,7 @@ class NumaMap:
 class Status:
     """The fields of /proc/PID/status that decide whether and how a process may be migrated.
 
-    `state` is one letter ("Z" is a zombie); `tracer` 0 when nobody traces it; `seccomp` 0 off, 1 strict, 2 filter;
+    `state` is one letter ("Z" is a zombie); `tracer` 0 when it is not traced; `seccomp` 0 off, 1 strict, 2 filter;
     `uid` the effective one; sizes 0 for a process without memory.
     """
 
@@ -240,7 +240,7 @@ def _stat(process: Process) -> list[str]:
     return _text(process, "stat").rpartition(")")[2].split()
 
 
-# Lines, read as they are asked for: the kernel need not find out what nobody asks for. The file is empty for a kernel
+# Lines, read as they are asked for: the kernel need not find out what is not asked for. The file is empty for a kernel
 # thread and for a zombie (ESRCH from some kernels, for both).
 def _lines(process: Process, name: str) -> Iterator[str]:
     try:

@@ -23,8 +23,8 @@
   limit (SO_RCVTIMEO) fail with EINTR after any stop (signal(7)); poll(2), select(2), nanosleep(2), futex(2), read(2)
   and the others do not, but a write(2) to a pipe or a socket that has written a part says so, as after any stop. On
   x86-64 a call of the first kind that waits without a time limit is restarted nevertheless (see
-  `Architecture.resumed`); with a limit it fails with EINTR, as after SIGSTOP and SIGCONT, because nobody knows how much
-  of the time is left.
+  `Architecture.resumed`); with a limit it fails with EINTR, as after SIGSTOP and SIGCONT, because the kernel
+  does not tell how much of the time is left.
 
 Tested on x86-64. The arm64 functions on register bytes are tested, but nothing of this has run on arm64 hardware; one
 thing is known to differ there: the kernel rewinds the registers before the stop and keeps what kind of restart it is
@@ -278,7 +278,7 @@ class StoppedThread:
         """Make the thread clone itself by system call `number` (clone(2)); return the clone, and its id for the thread.
 
         The clone is traced and stopped, has no signal unblocked, sends none when it ends, and ends with this process
-        at the latest. Whoever calls ends it (`kill`), and has the thread wait for it (wait4(2) with __WALL).
+        at the latest. The caller ends it (`kill`), and has the thread wait for it (wait4(2) with __WALL).
 
         Raises:
             TargetRefused: the program may have no more processes, or is frozen: it stands still as it did.
@@ -461,7 +461,7 @@ def restriction() -> str:
     except (OSError, ValueError):  # not there, or masked
         scope = 0
     if scope == 3:
-        return "kernel.yama.ptrace_scope is 3, so nobody may trace until the next boot; boot with a lower one"
+        return "kernel.yama.ptrace_scope is 3, so no process may trace until the next boot; boot with a lower one"
     if scope and not capable(SYS_PTRACE):
         whom = "its parent" if scope == 1 else "root"
         return f"kernel.yama.ptrace_scope is {scope}, so a process may only be traced by {whom}; {_AS_ROOT}"

@@ -56,8 +56,9 @@ def write(process: Process, address: int, data: bytes) -> bool:
 def touch(process: Process, address: int) -> None:
     """Have the page at `address` of `process` made ready for a store, and store nothing.
 
-    A store from memory that cannot be read: the kernel gets hold of the page first, and finds out then. So whoever
-    serves the faults of that page serves one more, and no word that the program writes meanwhile is overwritten.
+    A store from memory that cannot be read: the kernel gets hold of the page first, and finds out then. So the
+    pager that serves the faults of that page serves one more, and no word that the program writes meanwhile is
+    overwritten.
 
     Raises:
         NoSuchProcess, NotPermitted: about `process`.

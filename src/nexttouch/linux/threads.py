@@ -1,8 +1,8 @@
 """What the kernel writes to a program's memory when one of its threads ends: get_robust_list(2), set_tid_address(2).
 
 These stores are the kernel's own, by a thread that is exiting, and for such a thread a userfaultfd catches nothing
-(handle_userfault refuses PF_EXITING): on a page that is write-protected they fail, without a word. Whoever waits for
-the thread (pthread_join), or for a robust mutex that it held, then waits for ever.
+(handle_userfault refuses PF_EXITING): on a page that is write-protected they fail, without a word. A thread that
+waits for this one (pthread_join), or for a robust mutex that it held, then waits for ever.
 
 Where they go is in the thread's control block. That of a thread which runs is known by the head of its robust list,
 which lies in it. Those of threads that have ended, whose stacks the C library keeps for others to come, look the same;

@@ -48,7 +48,7 @@ USER_MODE_ONLY = 1
 EVENT_SIZE = 32  # struct uffd_msg
 
 DEVICE = Path("/dev/userfaultfd")
-"""The device that makes descriptors for whoever may open it (commit 2d5de004e009, Linux 6.1)."""
+"""The device that makes descriptors for users who may open it (commit 2d5de004e009, Linux 6.1)."""
 
 
 class Feature(IntFlag):
@@ -234,7 +234,7 @@ class Userfaultfd:
         """Make a descriptor for this process: non-blocking, closed on exec; `api` has to follow.
 
         Args:
-            user_mode_only: anybody may have such a descriptor, but a system call that touches a trapped page of it
+            user_mode_only: every user may have such a descriptor, but a system call that touches a trapped page of it
                 fails with EFAULT instead of waiting.
 
         Raises:
@@ -268,7 +268,7 @@ class Userfaultfd:
             os.close(descriptor)
 
     def detach(self) -> int:
-        """Give the descriptor's number away: whoever calls owns it from now on."""
+        """Give the descriptor's number away: the caller owns it from now on."""
         descriptor = self.fileno()
         self._descriptor = -1
         return descriptor
@@ -470,7 +470,7 @@ def parse_event(message: bytes) -> Event:
 
 
 def available_features() -> Feature:
-    """Return what userfaultfd can do here: asked with a descriptor that anybody may have.
+    """Return what userfaultfd can do here: asked with a descriptor that every user may have.
 
     >>> Feature.MOVE in available_features()
     True
@@ -497,7 +497,7 @@ def _from_device(flags: int) -> int:
 def _explain(error: int) -> tuple[str, str]:
     if error == errno.ENOSYS:
         return "this kernel has no userfaultfd(2)", "use a kernel built with CONFIG_USERFAULTFD"
-    # Anybody may have a descriptor for faults of user mode, unless the call itself is forbidden.
+    # Every user may have a descriptor for faults of user mode, unless the call itself is forbidden.
     descriptor, error = try_call("userfaultfd", os.O_CLOEXEC | USER_MODE_ONLY)
     if error:
         return (

@@ -68,7 +68,7 @@ def attach(
         InvalidArgument: naming the argument.
         NoSuchNode, NodeUnavailable: about `to`.
         NoSuchProcess: it does not exist, or ended meanwhile.
-        NotPermitted: it is somebody else's, or its user may have no userfaultfd.
+        NotPermitted: it is another user's, or its user may have no userfaultfd.
         TargetRefused: it is in a state in which attaching could harm it; it was left as it was.
         FeatureMissing: the kernel lacks what this needs, or /proc is of another pid namespace.
     """

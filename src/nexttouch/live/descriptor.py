@@ -42,7 +42,7 @@ from .injection import SECCOMP, TRACED
 __all__ = ["TAKEN", "Acquired", "acquire", "check", "interrupt"]
 
 TAKEN = "another process (such as a virtual machine's monitor, or another migrator) handles its page faults"
-"""Why a process is refused whose memory somebody else's userfaultfd watches."""
+"""Why a process is refused whose memory another process's userfaultfd watches."""
 
 
 class Acquired(NamedTuple):

@@ -2,7 +2,7 @@
 
 What the call does not do by itself: one page that fails ends the batch and leaves the statuses behind it unwritten, so
 a batch that was not done in full is asked about and halved until the page that fails is alone. And the call holds up
-whoever touches one of its pages, so its size follows a target for its duration.
+the threads that touch one of its pages, so its size follows a target for its duration.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MoveResult:
         left: of the others, how many for which reason.
         by_node: pages on each node afterwards, asked of the kernel again.
         seconds: duration.
-        longest_call: seconds of the longest single call: nobody was held up for longer.
+        longest_call: seconds of the longest single call: no thread was held up for longer.
         dry_run: whether nothing was done.
         ended: what ended it early; None if nothing did. The pages that it had not come to are Reason.UNMAPPED if the
             process has ended, else Reason.UNREACHED, as when a node left its cpuset.
@@ -101,8 +101,8 @@ def move(
             adapt to it, down to 64 pages; a single huge page takes what it takes.
         rate: bytes a second at most, None for no limit.
         shared: also move pages that other processes map (needs CAP_SYS_NICE).
-        dry_run: only say what would be moved, and what could not; what turns out to be busy, or not to fit, nobody
-            knows beforehand. Pages in memory that this process has not touched stay NOT_MAPPED then.
+        dry_run: only say what would be moved, and what could not; what turns out to be busy, or not to fit,
+            is not known beforehand. Pages in memory that this process has not touched stay NOT_MAPPED then.
         progress: called with (pages done, pages in all) after each batch.
 
     >>> array = nt.zeros((1024, 512), node=0)

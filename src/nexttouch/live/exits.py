@@ -3,8 +3,9 @@
 What a thread leaves at its end is kept from being armed (`nexttouch.linux.threads.exit_spans`). But between that look
 and the arming a thread can begin whose words are elsewhere. It writes to them as it begins, so once all is armed no
 other can: a look then finds all threads whose words are on armed pages, and has these moved at once. The word of one
-that has ended in between is written as the kernel would have. Whoever waits for it hears nothing of that; but a wait
-that is interrupted and restarted looks again first (futex(2)), so such threads are interrupted, which no one notices.
+that has ended in between is written as the kernel would have. A thread that waits for it hears nothing of that; but
+a wait that is interrupted and restarted looks again first (futex(2)), so such threads are interrupted, which they do
+not notice.
 """
 
 from __future__ import annotations

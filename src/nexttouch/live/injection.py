@@ -3,15 +3,15 @@
 The descriptor is never among the program's own. Where it was even for a moment, a fork in another thread would take a
 copy along, which keeps the traps alive when the migrator is gone. So the stopped thread is made to clone itself into a
 process that shares its memory and none of its descriptors; the clone opens the userfaultfd, which works on the memory
-they share, nobody but this process makes it do anything, and it is gone before the thread goes on.
+they share, only this process makes it do anything, and it is gone before the thread goes on.
 
-A process of its own, because whoever is killed half-way through an injection leaves a thread behind that runs on with
+A process of its own, because an injector that is killed half-way leaves a thread behind that runs on with
 registers which are not its own. This one ignores every signal, is in a session of its own, is the last that the
-kernel kills when memory runs out, and stays for milliseconds. When whoever started it is gone, it finishes, and then
+kernel kills when memory runs out, and stays for milliseconds. When its starter is gone, it finishes, and then
 closes the descriptor. What remains is SIGKILL aimed at this process between the first injected call and
 the release, a fraction of a millisecond: then the target crashes.
 
-Imported by an interpreter that has neither site-packages nor the environment of whoever started it: standard library
+Imported by an interpreter that has neither site-packages nor the environment of its starter: standard library
 and nexttouch.linux only.
 """
 
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
     except NexttouchError as error:
         name = type(error).__name__
         answer = {"error": name, "arguments": [getattr(error, field) for field in ERROR_ARGUMENTS[name]]}
-    with suppress(OSError):  # nobody waits for it any more
+    with suppress(OSError):  # its starter has ended
         socket.send_fds(socket.socket(fileno=channel), [json.dumps(answer).encode()], descriptors)
     os._exit(0)
 
@@ -113,7 +113,7 @@ def interrupt(arguments: list[str]) -> None:
     _shield()
     for number in numbers:
         thread = StoppedThread(pid, number, 0)
-        with suppress(NexttouchError):  # it has ended, or somebody traces it, and it looks again for that
+        with suppress(NexttouchError):  # it has ended, or it is traced, and looks again for that
             thread.seize()
             if process.through(number).there:
                 thread.nudge(STOP_TIMEOUT)

@@ -29,7 +29,7 @@ class Latch:
         self._closed.acquire()
 
     def set(self) -> None:
-        """It has happened: let everybody go who waits. To be called once."""
+        """It has happened: let every thread go that waits. To be called once."""
         self.is_set = True
         self._closed.release()
 
@@ -38,7 +38,7 @@ class Latch:
         until = time.monotonic() + timeout
         while not self.is_set and (rest := until - time.monotonic()) > 0:
             # An exception out of a signal handler can come between these two, which would keep the others waiting: so
-            # nobody waits for long without looking again.
+            # no thread waits for long without looking again.
             if self._closed.acquire(timeout=min(rest, _LONGEST)):
                 self._closed.release()
         return self.is_set

@@ -1,4 +1,4 @@
-"""A lazy migration under way, as whoever began it has it: watch it, wait for it, cancel it."""
+"""A lazy migration under way, as its owner has it: watch it, wait for it, cancel it."""
 
 from __future__ import annotations
 

@@ -47,5 +47,5 @@ class Options:
 
     @property
     def ends_itself(self) -> bool:
-        """Whether every page is dealt with some day even if nobody touches it."""
+        """Whether every page is dealt with some day even if no thread touches it."""
         return self.rate != 0 or self.deadline not in (None, math.inf)

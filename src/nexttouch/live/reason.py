@@ -50,7 +50,7 @@ _SENTENCES = {
     Reason.TARGET_FULL: "the target node had no free memory",
     Reason.FORKED: "the process forked before the page was touched; migrate again",
     Reason.CANCELLED: "the migration was cancelled first",
-    Reason.UNTOUCHED: "nobody touched it before the deadline",
+    Reason.UNTOUCHED: "no thread touched it before the deadline",
     Reason.UNMAPPED: "unmapped by the program",
     Reason.DISCARDED: "discarded by the program (MADV_DONTNEED)",
     Reason.REMAPPED: "its mapping changed before it was touched (mremap, or an unmapping that failed); migrate again",

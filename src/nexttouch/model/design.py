@@ -30,11 +30,11 @@ class Rules:
         isolates: a page that is being moved is taken off the LRU first.
         locks_in_order: the page lock is taken before the lock of the reverse map.
         flushes_first: walk 1 ends only when no TLB has a translation of the page.
-        minds_pending_flush: who finds a trap flushes before it copies, as whoever set the trap may not have yet.
+        minds_pending_flush: a fault on a trap flushes before it copies, as the thread that set it may not have yet.
         minds_batched_flush: unmap flushes also where it finds an entry that is not present, for the same reason.
         clears_atomically: walk 1 reads and clears an entry in one atomic operation.
         keeps_lock: the page stays locked as long as its entries are concealed.
-        waiter_locks_table: whoever waits for a page reads its entry under the page table lock before it uses the frame.
+        waiter_locks_table: a waiter reads the entry under the page table lock before it uses the frame.
         waiter_sleeps: waiting is sleeping on the page lock, not redoing the fault until it is over.
         waiter_holds_reference: a waiter keeps the page's refcount raised while it sleeps.
         repairs_locked: the fault handler locks the page before it sets the present bit again.
@@ -65,10 +65,10 @@ class Rules:
         understands_valid: fork, unmap and mprotect treat entries that are valid and not present as mapped.
         redoes_lookup: a fault that found its page in a cache looks again after it has locked the page.
         knows_locked: dropping an entry of a cache does not lock the page again that the fault has locked.
-        rechecks_count: who unlocks a page of a cache frees its entry, if nobody names it any more.
+        rechecks_count: the thread that unlocks a page of a cache frees its entry, if nothing names it any more.
         copy_clears_first: copy-on-write clears the entry and flushes before it sets the new one.
         copies_locked: copy-on-touch has the page locked until the entry is set, and stores to it wait.
-        checks_pins: copy-on-touch leaves pages alone that somebody holds a reference to.
+        checks_pins: copy-on-touch leaves pages alone to which there is a reference.
         missing_locks_page: the fault handler locks a page of a file before it maps it.
         truncate_unmaps_again: truncate looks for entries again when it has locked the page.
         sleeps_outside: the fault handler drops the page table lock before it allocates, locks a page, or copies.
@@ -225,7 +225,7 @@ class Design:
         raise NotImplementedError
 
     def expected_references(self, vm: VM, thread: Thread) -> int:
-        """The refcount of a page that nobody but the migration and the caches holds."""
+        """The refcount of a page that only the migration and the caches hold."""
         frame = vm.frames[thread.frame]
         return 1 + self.cache_references(vm, thread.frame) + thread.lazy + (self.hidden_references(frame.maps))
 
@@ -283,10 +283,10 @@ class Design:
         return vm.slots[private].entries if private >= 0 else 0
 
     def move_found(self, vm: VM, thread: Thread) -> None:
-        """A fault has found and locked a page in a cache that nobody maps: it may be moved now."""
+        """A fault has found and locked a page in a cache that no entry maps: it may be moved now."""
 
     # ---- copying at a store ----
 
     def moves_at_store(self, vm: VM, thread: Thread, frame: int) -> bool:
-        """Whether a store to a page that is nobody else's copies it all the same, to move it."""
+        """Whether a store to a page that is no other process's copies it all the same, to move it."""
         return False

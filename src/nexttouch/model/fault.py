@@ -95,7 +95,7 @@ def _map_zeros(vm: VM, thread: Thread) -> Wait | None:
 
 
 def fault_write(vm: VM, thread: Thread) -> Wait | None:
-    """The entry forbids the store: allow it if the page is nobody else's, or the file's; else copy the page."""
+    """The entry forbids the store: allow it if the page is no other process's, or the file's; else copy the page."""
     mm, va = thread.mm, thread.operation.va
     if vm.spinlocks[mm]:
         return WAIT
@@ -121,7 +121,7 @@ def fault_write(vm: VM, thread: Thread) -> Wait | None:
     if exclusive and vm.design.rules.copies_locked:
         lock_page(vm, thread.id, thread.frame)
     thread.then(_allocate_copy)
-    if vm.design.rules.minds_pending_flush:  # whoever took the permission away may not have flushed yet
+    if vm.design.rules.minds_pending_flush:  # the thread that took the permission away may not have flushed yet
         flush(vm, thread, (mm, va))
     return None
 

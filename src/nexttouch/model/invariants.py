@@ -21,7 +21,7 @@ INVARIANTS: dict[str, str] = {
     "I-LOSTWRITE": "every store is in the frame that its page resolves to",
     "I-STALE": "a load returns what was stored last",
     "I-TLB": "no TLB maps a frame that is copied (for stores) or free",
-    "I-UAF": "nobody uses a frame or an anon_vma that is free",
+    "I-UAF": "no thread uses a frame or an anon_vma that is free",
     "I-COW": "what one address space stores in a private page no other sees",
     "I-SHARE": "all entries of a page of a shared file map the frame that the page cache has",
     "I-MAPPING": "an entry of a file maps the frame that the page cache has, and stays, where the design says so",
@@ -30,7 +30,7 @@ INVARIANTS: dict[str, str] = {
     "I-DIRTY": "a page with stores that are not written out is dirty",
     "I-ACC": "an accessed bit is kept, where the design says so",
     "I-PROT": "no entry allows more than its area; write permission is kept, where the design says so",
-    "I-UPTODATE": "nobody sees a frame whose contents are not there yet",
+    "I-UPTODATE": "no thread sees a frame whose contents are not there yet",
     "I-FLAGS": "the flags of a page move along",
     "I-MAP": "the mapcount is the number of entries that map the frame",
     "I-REF": "the refcount is the number of references",
@@ -42,11 +42,11 @@ INVARIANTS: dict[str, str] = {
     "I-COMPLETE": "when a page has moved, no entry of the old one is left",
     "I-LOCK": "while there is a migration entry, its page is locked; who changes an entry or walks has the lock for it",
     "I-ORDER": "locks are taken in their order",
-    "I-SLEEP": "nobody sleeps with a spinlock held",
+    "I-SLEEP": "no thread sleeps with a spinlock held",
     "I-DEADLOCK": "no thread waits for ever",
     "I-PROGRESS": "no thread is busy for ever, and a migration that nothing stands in the way of succeeds",
     "I-ROLLBACK": "a migration that fails leaves the entries as they were",
-    "I-RETRY": "whoever has waited reads the entry again",
+    "I-RETRY": "a thread that has waited reads the entry again",
 }
 """What is promised, by name."""
 
@@ -249,7 +249,7 @@ def broken_at_the_end(vm: VM) -> Violation | None:
         if frame.flags & FREE:
             continue
         if frame.held or frame.flags & ISOLATED or frame.locked_by:
-            return Violation("I-LEAK", f"frame {number} is held, isolated or locked by nobody who is still there")
+            return Violation("I-LEAK", f"frame {number} is held, isolated or locked by no thread that is still there")
         cached = number == vm.page_cache or frame.flags & SWAPCACHE
         if not vm.mappings(number) and not cached:
             return Violation("I-LEAK", f"frame {number} is not free, though no entry maps it and no cache has it")

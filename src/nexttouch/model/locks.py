@@ -29,7 +29,7 @@ __all__ = [
 
 
 def lock_page(vm: VM, thread: int, frame: int) -> bool:
-    """Take the page lock, if nobody has it; whether it was taken. Whoever waits for it sleeps."""
+    """Take the page lock, if no thread has it; whether it was taken. A thread that waits for it sleeps."""
     found = vm.alive_frame(frame, f"thread {thread}, which locks a page,")
     if found.locked_by:
         if found.locked_by == thread + 1:
@@ -46,7 +46,7 @@ def lock_page(vm: VM, thread: int, frame: int) -> bool:
 
 
 def unlock_page(vm: VM, thread: int, frame: int) -> None:
-    """Release the page lock; whoever waits may go on."""
+    """Release the page lock; the threads that wait may go on."""
     if vm.frames[frame].locked_by != thread + 1:
         raise Broken("I-LOCK", f"thread {thread} unlocks frame {frame}, whose page lock it does not hold")
     vm.change(frame, locked_by=0)

@@ -90,7 +90,7 @@ def move_locked(vm: VM, thread: Thread) -> None:
 
 def _lock(vm: VM, thread: Thread) -> Wait | None:
     frame = vm.alive_frame(thread.frame, "a migration")
-    if frame.refs == 1:  # only ours: everybody else has given it up
+    if frame.refs == 1:  # only ours: every other holder has given it up
         thread.why = "gone"
         thread.then(_put_back)
         return None
@@ -132,7 +132,7 @@ def conceal_entries(vm: VM, thread: Thread) -> Wait | None:
     return None
 
 
-# page_lock_anon_vma: whether there is a reverse map to walk; if nothing keeps it, it may be somebody else's by now.
+# page_lock_anon_vma: whether there is a reverse map to walk; if nothing keeps it, it may be another's by now.
 def _reach_rmap(vm: VM, thread: Thread, frame: int) -> bool:
     if vm.frames[frame].mapping != ANON:
         return True
@@ -218,7 +218,7 @@ def _place(vm: VM, thread: Thread) -> tuple[int, int] | None:
 
 
 def _commit_first(vm: VM, thread: Thread) -> None:
-    """F1: the mapping changes first; the entries are dealt with when nobody finds the old page any more."""
+    """F1: the mapping changes first; the entries are dealt with when no lookup finds the old page any more."""
     if not _switch_if_unused(vm, thread, mapped=True):
         thread.why = "EAGAIN"
         thread.then(_reveal_entries, _unlock)
@@ -382,7 +382,7 @@ def _unlock(vm: VM, thread: Thread) -> None:
 
 
 def _put_back(vm: VM, thread: Thread) -> None:
-    """Give up the isolation: back to the LRU, or free, as nobody else has it."""
+    """Give up the isolation: back to the LRU, or free, as no other reference is left."""
     if thread.new != NO_FRAME and vm.frames[thread.new].locked_by:
         unlock_page(vm, thread.id, thread.new)
     _free_unnamed(vm, thread)

@@ -131,7 +131,7 @@ _RECLAIM = (Worker((Operation("reclaim"),), node=0), Worker((_store(0, 11), _loa
 _MOVED = "migrate: moved"
 
 _ALL: tuple[Scenario, ...] = (
-    Scenario("alone", "nobody else is there", (), dirty=True, free=True, sometimes=(_MOVED,)),
+    Scenario("alone", "no other thread is there", (), dirty=True, free=True, sometimes=(_MOVED,)),
     Scenario(
         "access",
         "two threads store and load",
@@ -272,7 +272,7 @@ _ALL: tuple[Scenario, ...] = (
     ),
     Scenario(
         "pin-alone",
-        "a device writes to the page, and nobody touches it afterwards",
+        "a device writes to the page, and no thread touches it afterwards",
         (Worker((Operation("pin", word=0, value=11),)),),
         kinds=("anonymous", "shared"),
         sometimes=("a page is pinned", "migrate: EAGAIN", _MOVED),
@@ -415,7 +415,7 @@ _ALL: tuple[Scenario, ...] = (
     ),
     Scenario(
         "lazy-eager",
-        "a marked page is migrated at once by somebody else",
+        "a marked page is migrated at once by another thread",
         (Worker((Operation("migrate", node=1),), node=0), Worker((_store(0, 11), _load(0)))),
         first="both",
         sometimes=(

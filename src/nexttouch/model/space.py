@@ -135,7 +135,7 @@ def zap(vm: VM, mm: int, va: int) -> int:
 
 
 def _free_slot(vm: VM, slot: int) -> None:
-    """Drop an entry of a cache; the last one takes the page out of it, unless somebody has the page locked."""
+    """Drop an entry of a cache; the last one takes the page out of it, unless a thread has the page locked."""
     frame = vm.slots[slot].frame
     vm.count_slot(slot, -1)
     if frame != NO_FRAME and not vm.slots[slot].entries:

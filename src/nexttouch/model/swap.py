@@ -105,7 +105,7 @@ def _leave_found(vm: VM, thread: Thread) -> None:
 
 
 def reclaim(vm: VM, thread: Thread) -> Wait | None:
-    """Swap the page out that is at the address: isolate it, and give up if somebody has locked it."""
+    """Swap the page out that is at the address: isolate it, and give up if a thread has locked it."""
     entry = vm.entry(thread.mm, thread.operation.va)
     if not entry.mapped or not vm.has(entry.number, LRU) or vm.frames[entry.number].locked_by:
         thread.finish("kept")

@@ -1,4 +1,4 @@
-"""TLB flushes: each CPU forgets a translation at a moment of its own; whoever flushes waits for the last one."""
+"""TLB flushes: each CPU forgets a translation at a moment of its own; the flushing thread waits for the last one."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Words = tuple[int, ...]
 NO_FRAME = -1
 NO_SLOT = -1
 
-# Flags of a frame. The checker alone knows ISOLATED (somebody took it off the LRU) and PINNED (a device writes to it).
+# Flags of a frame. The checker alone knows ISOLATED (a thread took it off the LRU) and PINNED (a device writes to it).
 UPTODATE, DIRTY, LRU, ACTIVE, REFERENCED, SWAPCACHE, ISOLATED, PINNED, FREE = (1 << bit for bit in range(9))
 
 ANON, FILE = 1, 2
@@ -62,7 +62,7 @@ class Frame(NamedTuple):
         refs, maps: its refcount and mapcount.
         held: of the references, those that threads hold for a while.
         flags: UPTODATE and so on.
-        locked_by: the thread that holds the page lock, + 1; 0: nobody.
+        locked_by: the thread that holds the page lock, + 1; 0: none.
         node: NUMA node.
         mapping: ANON, FILE, or 0.
         private: its slot in the swap or migration cache.
@@ -202,7 +202,7 @@ class VM:
         self.running = running
         self.events = events
         self.stepping = 0
-        """The thread that takes a step, + 1; 0: nobody does."""
+        """The thread that takes a step, + 1; 0: none does."""
         self.marks: list[str] = []
         self.complaint: Violation | None = None
 
@@ -228,7 +228,7 @@ class VM:
     # ---- page tables ----
 
     def entry(self, mm: int, va: int) -> Entry:
-        """Read an entry; whoever does it without the page table's lock sees what is there at this moment."""
+        """Read an entry; a thread without the page table's lock sees what is there at this moment."""
         return self.arch.decode(self.tables[mm][va])
 
     def set_entry(self, mm: int, va: int, entry: Entry) -> None:
@@ -350,7 +350,7 @@ class VM:
         self.events["atomics"] += 1
 
     def _drop(self, frame: int, held: int = 0) -> None:
-        found = self.alive_frame(frame, "whoever drops a reference")
+        found = self.alive_frame(frame, "a thread that drops a reference")
         self.events["atomics"] += 1
         if not found.refs:
             raise Broken("I-REF", f"the refcount of frame {frame} would become negative")

@@ -19,7 +19,7 @@ function shape(tag, attributes) {
   for (const [name, text] of Object.entries(attributes)) made.setAttribute(name, text);
   return made;
 }
-// A field's text now; whoever asks draws it.
+// A field's text now; the caller draws it.
 function take(field) { used.add(field); return state[field]; }
 function mark(field) { return changed.has(field) ? " changed" : ""; }
 function numbers(pattern) {

@@ -1,4 +1,4 @@
-"""What each design does to a page when nobody disturbs it."""
+"""What each design does to a page when no other thread disturbs it."""
 
 from __future__ import annotations
 

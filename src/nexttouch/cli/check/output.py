@@ -15,6 +15,6 @@ def show(*lines: str) -> None:
 
 
 def progress(text: str) -> None:
-    """Say how far it is, if anybody looks; "" takes that away."""
+    """Say how far it is, on a terminal; "" takes that away."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ __all__ = ["MigrateOnFault"]
 
 
 class MigrateOnFault(SwapEntries):
-    """No walk in the fault: the cache names the old page or the new one, for whoever comes later."""
+    """No walk in the fault: the cache names the old page or the new one, for the faults that come later."""
 
     name = "D3"
     title = "migrate on fault (2006-2010, never merged)"
@@ -33,7 +33,7 @@ class MigrateOnFault(SwapEntries):
         return entry.kind is self.slot_kind
 
     def move_found(self, vm: VM, thread: Thread) -> None:
-        """check_migrate_misplaced_page: the page is locked, and nobody maps it."""
+        """check_migrate_misplaced_page: the page is locked, and no entry maps it."""
         may_sleep(vm, thread.id, "allocates a page")
         if not vm.has(thread.frame, LRU):
             return

@@ -29,7 +29,7 @@ class MigrationEntries(Design):
         return Rules(waiter_holds_reference=True)
 
     def faults(self) -> dict[Kind, Step]:
-        """Whoever meets a migration entry waits for its page."""
+        """A thread that meets a migration entry waits for its page."""
         return {Kind.MIGRATION: wait_for_migration}
 
     def conceal(self, vm: VM, thread: Thread, place: tuple[int, int], entry: Entry) -> Entry:
@@ -97,7 +97,7 @@ class SwaplessV1(MigrationEntries):
 
 
 class SwaplessV2(SwaplessV1):
-    """The second version: a fault on a migration entry yields and is redone, so that nobody raises the refcount."""
+    """The second version: a fault on a migration entry yields and is redone, so that no waiter raises the refcount."""
 
     name = "D4-V2"
     title = "swapless migration, second version (13 April 2006): faults yield until the page has moved"

@@ -1,4 +1,4 @@
-"""A, the email's first idea: forbid writing; whoever writes moves the page, by copying it."""
+"""A, the email's first idea: forbid writing; the thread that writes moves the page, by copying it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WriteProtect(Design):
 
     @classmethod
     def usual_rules(cls) -> Rules:
-        """Nobody may store in place to a page that is being copied: a second mark would hide it from pte_same."""
+        """No thread may store in place to a page that is being copied: a second mark would hide it from pte_same."""
         return Rules(copies_locked=True)
 
     def mark_entry(self, vm: VM, mm: int, va: int, entry: Entry) -> Entry:
@@ -34,7 +34,7 @@ class WriteProtect(Design):
         return entry.kind is Kind.PRESENT and not entry.write
 
     def moves_at_store(self, vm: VM, thread: Thread, frame: int) -> bool:
-        """An anonymous page of our own on another node, which nobody holds a reference to."""
+        """An anonymous page of our own on another node, to which there is no reference."""
         found = vm.frames[frame]
         references = found.maps + bool(found.flags & SWAPCACHE)
         if found.mapping != ANON or found.node == thread.node:
