@@ -22,7 +22,7 @@ from nexttouch.linux import process as module
 from nexttouch.linux.mounts import check_proc
 from nexttouch.linux.pidfd import pidfd_open
 from nexttouch.linux.process import SELF, Process
-from nexttouch.linux.threads import exit_spans
+from nexttouch.linux.thread_exit import exit_spans
 from nexttouch.live.pages import find_mapped
 from nexttouch.live.plan import make_plan
 from nexttouch.topology import check_target

@@ -20,10 +20,10 @@ from targets.programs import compiled, until
 
 import nexttouch as nt
 from nexttouch.errors import NoSuchProcess
-from nexttouch.linux import procfs, threads
+from nexttouch.linux import procfs, thread_exit
 from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
-from nexttouch.linux.threads import LastWord, exit_spans
+from nexttouch.linux.thread_exit import LastWord, exit_spans
 from nexttouch.live import exits, plan
 
 PR_GET_TID_ADDRESS = 40
@@ -211,12 +211,12 @@ def tid_address() -> int:
     return word.value
 
 
-@pytest.mark.parametrize("top", [0, threads._TOP])
+@pytest.mark.parametrize("top", [0, thread_exit._TOP])
 def test_the_control_block_of_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch, top: int) -> None:
     """Its stack is kept for another one; it is known by what it looks like, and by where it is."""
-    monkeypatch.setattr(threads, "_TOP", top)
+    monkeypatch.setattr(thread_exit, "_TOP", top)
     if top:
-        monkeypatch.setattr(threads, "_found", lambda *_: set())
+        monkeypatch.setattr(thread_exit, "_found", lambda *_: set())
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(tid_address()))
     thread.start()
@@ -230,7 +230,7 @@ def test_the_control_block_of_a_thread_that_has_ended(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("main", [True, False])
 def test_the_word_that_tells_of_the_end(monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
     """Where the C library has it is not said anywhere, but each thread can ask for its own; all stacks left aside."""
-    monkeypatch.setattr(threads, "_stacks", lambda *_: [])
+    monkeypatch.setattr(thread_exit, "_stacks", lambda *_: [])
     found: list[tuple[int, int]] = []
 
     def ask() -> None:
@@ -274,9 +274,9 @@ sys.stdin.readline()
 @pytest.mark.parametrize("arena", [False, True])
 def test_what_looks_like_a_control_block(arena: bool) -> None:
     """It is found wherever it is in what can be a stack; malloc's arenas, large and many, are not searched."""
-    (head, *_) = threads._heads(Process(os.getpid()))
+    (head, *_) = thread_exit._heads(Process(os.getpid()))
     kind = ctypes.c_uint64.from_address(head + 8).value
-    size = threads._ARENA
+    size = thread_exit._ARENA
     with Memory(3 * size // PAGE_SIZE, fill=False) as memory:
         start = -(-memory.address // size) * size
         first = (start - memory.address) // PAGE_SIZE

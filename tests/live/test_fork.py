@@ -225,7 +225,7 @@ INTERRUPTED = """
 import os, signal, sys, threading
 import numpy as np
 import nexttouch as nt
-from nexttouch.live import planning
+from nexttouch.live import plan_lock
 sys.unraisablehook = lambda told: say(told.exc_type.__name__)  # of what is registered for forks
 
 def say(word):
@@ -234,26 +234,26 @@ def say(word):
 HERE, OVER = threading.Event(), threading.Event()
 
 def plan():
-    with planning.planning():
+    with plan_lock.planning():
         HERE.set()
         OVER.wait()
 
 def fork(*_):
-    planning._take = interrupted  # a handler raises while the fork waits for the plan
+    plan_lock._take = interrupted  # a handler raises while the fork waits for the plan
     children.append(os.fork())
     if children != [0]:
         OVER.set()
 
 def interrupted():
-    planning._take = take
+    plan_lock._take = take
     raise InterruptedError
 
 def forked():  # a handler forks as a plan begins, and the child goes on with that
-    planning._take = take
+    plan_lock._take = take
     signal.raise_signal(signal.SIGUSR1)
     return take()
 
-children, take = [], planning._take
+children, take = [], plan_lock._take
 other = threading.Thread(target=plan, daemon=True)
 other.start()
 HERE.wait()
@@ -261,7 +261,7 @@ if MODE == "in a fork":
     fork()
 else:
     signal.signal(signal.SIGUSR1, fork)
-    planning._take = forked
+    plan_lock._take = forked
 with nt.lazy(np.ones(1 << 14), 0, always=True) as migration:
     pass
 say(f"{'child' if children == [0] else 'parent'} {migration.stats.pages > 0}")

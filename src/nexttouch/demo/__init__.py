@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .acts import Act, Demonstration, demonstrate, relocate_here
+from .demonstration import Act, Demonstration, demonstrate
+from .one_node import relocate_here
 
 __all__ = ["Act", "Demonstration", "demonstrate", "relocate_here"]

@@ -1,11 +1,11 @@
 """Threads of another program that ended while its pages were being armed: what the kernel could not tell is told.
 
-What a thread leaves at its end is kept from being armed (`nexttouch.linux.threads.exit_spans`). But between that look
-and the arming a thread can begin whose words are elsewhere. It writes to them as it begins, so once all is armed no
-other can: a look then finds all threads whose words are on armed pages, and has these moved at once. The word of one
-that has ended in between is written as the kernel would have. A thread that waits for it hears nothing of that; but
-a wait that is interrupted and restarted looks again first (futex(2)), so such threads are interrupted, which they do
-not notice.
+What a thread leaves at its end is kept from being armed (`nexttouch.linux.thread_exit.exit_spans`). But between that
+look and the arming a thread can begin whose words are elsewhere. It writes to them as it begins, so once all is armed
+no other can: a look then finds all threads whose words are on armed pages, and has these moved at once. The word of one
+that has ended in between is written as the kernel would have. A thread that waits for it hears nothing of that; but a
+wait that is interrupted and restarted looks again first (futex(2)), so such threads are interrupted, which they do not
+notice.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NexttouchError
-from ..linux import remote, threads
+from ..linux import remote, thread_exit
 from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
-from ..linux.threads import LastWord
+from ..linux.thread_exit import LastWord
 from . import descriptor
 
 __all__ = ["heal", "look_again"]
@@ -32,7 +32,7 @@ def look_again(process: Process, runs: NDArray[np.uint64]) -> None:
     Raises:
         NexttouchError: the process has ended, or cannot be reached any more.
     """
-    words = threads.last_words(process)
+    words = thread_exit.last_words(process)
     for page in sorted({word.address // PAGE_SIZE * PAGE_SIZE for word in words}):
         if _holds(runs, page):
             remote.touch(process, page)
@@ -45,7 +45,7 @@ def heal(process: Process, words: Iterable[LastWord] | None = None) -> list[Last
     Raises:
         NexttouchError: the process has ended, or cannot be reached any more.
     """
-    lost = threads.lost(process, threads.last_words(process) if words is None else words)
+    lost = thread_exit.lost(process, thread_exit.last_words(process) if words is None else words)
     for word in lost:
         remote.write(process, word.address, word.final.to_bytes(4, "little"))
     waiting = _waiting(process, {word.address for word in lost}) if lost else []

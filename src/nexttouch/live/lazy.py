@@ -19,7 +19,7 @@ from .mechanisms import asked_for, userfaultfd_features, working
 from .migration import Migration
 from .options import Options, Service
 from .plan import make_plan
-from .planning import planning
+from .plan_lock import planning
 
 __all__ = ["lazy", "next_touch"]
 

@@ -7,7 +7,7 @@ A mapping gets the first mechanism (`nexttouch.live.mechanisms`) that works here
 move, such as files, is moved eagerly at the end, without a trap.
 
 In another process the kernel's own accesses to the memory of a thread that ends would fail on a page that is a trap
-(`nexttouch.linux.threads`): those pages are moved at the end, too.
+(`nexttouch.linux.thread_exit`): those pages are moved at the end, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..linux.pagecache import map_cached
 from ..linux.process import Process
 from ..linux.procfs import Smap
 from ..linux.syscall import PAGE_SIZE
-from ..linux.threads import exit_spans
+from ..linux.thread_exit import exit_spans
 from ..linux.userfaultfd import Feature
 from .descriptor import TAKEN
 from .mechanisms import Mechanism, userfaultfd_features, working

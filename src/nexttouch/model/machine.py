@@ -13,8 +13,8 @@ from .access import access
 from .arch import ARCHES, Arch
 from .design import Design
 from .entry import NOTHING, Entry, Kind
+from .entry_losses import LEAVE_ENTRIES, lost_of_entries
 from .invariants import broken_at_the_end, broken_in
-from .kept import LEAVE_ENTRIES, lost_of_entries
 from .migrate import migrate
 from .move import Move, State
 from .thread import WAIT, Operation, Step, Thread

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 
-from ...check.alone import MAPPERS, Cost, costs_of
+from ...check.move_costs import MAPPERS, Cost, costs_of
 from ...model.designs import DESIGNS
 from .arguments import known
 

@@ -1,4 +1,4 @@
-"""What of an entry a design says that it keeps: the entries before and after, where only the design changed them.
+"""What entries have lost of what a design says that it keeps: before and after, where only the design changed them.
 
 "We could also preserve the dirty bits and accessed bits in the pte", says the email: requirement E12.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nexttouch.check.alone import MAPPERS, costs_of
+from nexttouch.check.move_costs import MAPPERS, costs_of
 from nexttouch.costs import EventCounts
 from nexttouch.errors import InvalidArgument
 from nexttouch.model.designs import DESIGNS

@@ -1,4 +1,4 @@
-"""The demonstration: one subject, moved back and forth, and what it noticed.
+"""The demonstration on several nodes: one subject, moved back and forth, and what it noticed.
 
 The subject is an unmodified program in its own process. It runs on the CPUs of one node while its memory was first
 touched on another, and prints how long each of its steps took. Its words are the only measure of how long it waited.
@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,19 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import placement
-from ..errors import FeatureMissing, NexttouchError
-from ..linux import mempolicy, pagemap
+from ..errors import NexttouchError
+from ..linux import mempolicy
 from ..linux.mempolicy import Mode
-from ..linux.process import SELF, Process
+from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
 from ..live.attach import attach
 from ..live.eager import move
-from ..live.lazy import lazy
-from ..live.migration import Migration
 from ..live.reason import Reason, keyed
 from ..topology import Topology, topology
 
-__all__ = ["Act", "Demonstration", "Tell", "demonstrate", "relocate_here"]
+__all__ = ["Act", "Demonstration", "Tell", "demonstrate"]
 
 Tell = Callable[[str], None]
 """Called with a line when something that takes long begins."""
@@ -47,7 +45,6 @@ _SUBJECT = Path(__file__).with_name("subject.py")
 _SAMPLING = 0.4  # seconds between two looks where the pages are
 _SAMPLED = 512  # pages looked at each time
 _SETTLE_STEPS = 200  # what is normal is taken from so many steps
-_COMPARED = 1 << 14  # words compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,51 +270,3 @@ def _lazily(process: Process, target: int) -> dict[str, Any]:
 
 
 _ACTIONS: dict[str, _Action] = {"migratepages": _migratepages, "eager": _eagerly, "lazy": _lazily}
-
-
-def relocate_here(size: int) -> dict[str, Any]:
-    """On a machine with one node: move an array of `size` bytes lazily into other frames of that node, and count them.
-
-    Returns pages, changed_frames (None where only root may see them), moved_by_touch, moved_by_sweep, seconds,
-    longest_service, left.
-    """
-    words = size // 8
-    array = np.arange(words)
-    start = -(-array.ctypes.data // PAGE_SIZE) * PAGE_SIZE
-    pages = (array.ctypes.data + array.nbytes) // PAGE_SIZE - start // PAGE_SIZE
-    before, began = _frames(start, pages), time.monotonic()
-    with _lazily_here(array) as migration:
-        migration.wait_armed()
-        wrong = sum(_wrong_words(array, first) for first in range(0, words, _COMPARED))
-    seconds = time.monotonic() - began
-    changed = None if before is None else int(np.count_nonzero(_frames(start, pages) != before))
-    if wrong:
-        raise NexttouchError(f"{wrong} words of the array are not what they were: this is a bug")
-    stats = asdict(migration.stats)
-    kept = ("pages", "moved_by_touch", "moved_by_sweep", "longest_service")
-    return {name: stats[name] for name in kept} | {
-        "changed_frames": changed,
-        "seconds": seconds,
-        "left": keyed(migration.stats.left),
-    }
-
-
-def _wrong_words(array: NDArray[np.int64], first: int) -> int:
-    part = array[first : first + _COMPARED]
-    return int(np.count_nonzero(part != np.arange(first, first + len(part))))
-
-
-def _frames(start: int, pages: int) -> NDArray[np.uint64] | None:
-    try:
-        return pagemap.frames(SELF, start, pages)
-    except FeatureMissing:
-        return None
-
-
-# Faults of system calls take a privilege to be caught; what is shown here makes none on the array.
-def _lazily_here(array: NDArray[np.int64]) -> Migration:
-    node = topology().memory_nodes[0]
-    try:
-        return lazy(array, node, always=True)
-    except FeatureMissing:
-        return lazy(array, node, always=True, service="inline")

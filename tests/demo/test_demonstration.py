@@ -15,7 +15,7 @@ import pytest
 
 import nexttouch as nt
 from nexttouch import Reason, demo, placement
-from nexttouch.demo import Act, Demonstration, acts
+from nexttouch.demo import Act, Demonstration, demonstration, one_node
 from nexttouch.linux import mempolicy, pagemap
 from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
@@ -54,7 +54,7 @@ def test_relocated_here_without_privileges(monkeypatch: pytest.MonkeyPatch) -> N
         return nt.lazy(*arguments, **options)
 
     monkeypatch.setattr(pagemap, "frames", without)
-    monkeypatch.setattr(acts, "lazy", lazy)
+    monkeypatch.setattr(one_node, "lazy", lazy)
     shown = demo.relocate_here(SIZE)
     assert shown["changed_frames"] is None
     assert shown["moved_by_touch"] + shown["moved_by_sweep"] >= SIZE // PAGE_SIZE - 1
@@ -69,9 +69,9 @@ def machine(*nodes: tuple[int, bool, bool], distances: tuple[tuple[int, ...], ..
 def test_the_program_runs_on_the_last_node_with_cpus_and_its_memory_begins_on_the_nearest_other() -> None:
     three = ((10, 30, 20), (30, 10, 20), (20, 20, 10))
     nodes = machine((0, True, True), (2, True, True), (5, False, True), distances=three)
-    assert acts._choose_nodes(nodes) == (5, 2)
+    assert demonstration._choose_nodes(nodes) == (5, 2)
     nodes = machine((0, True, True), (2, True, False), (5, False, True), distances=three)
-    assert acts._choose_nodes(nodes) == (5, 0)
+    assert demonstration._choose_nodes(nodes) == (5, 0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_program_runs_on_the_last_node_with_cpus_and_its_memory_begins_on_th
 def test_a_machine_that_has_nowhere_to_move_to(nodes: list[tuple[int, bool, bool]]) -> None:
     distances = ((10, 20), (20, 10)) if len(nodes) == 2 else ((10,),)
     with pytest.raises(nt.NexttouchError, match="no two nodes"):
-        acts._choose_nodes(machine(*nodes, distances=distances))
+        demonstration._choose_nodes(machine(*nodes, distances=distances))
 
 
 def test_an_act_for_json() -> None:
@@ -120,7 +120,7 @@ def test_an_act_for_json() -> None:
 
 def test_the_subject_is_a_program_of_its_own() -> None:
     """It says how long each of its steps took, and imports nothing of ours."""
-    source = Path(acts.__file__).with_name("subject.py")
+    source = Path(demonstration.__file__).with_name("subject.py")
     command = [sys.executable, "-I", "-X", "importtime", str(source), str(1 << 20)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout
@@ -133,9 +133,9 @@ def test_the_subject_is_a_program_of_its_own() -> None:
     assert all(float(line.split()[1]) > 0 for line in lines)
 
 
-def subject() -> acts._Subject:
+def subject() -> demonstration._Subject:
     node = next(node.id for node in nt.topology().nodes if node.cpus and node.has_memory)
-    return acts._Subject(1 << 20, node, node)
+    return demonstration._Subject(1 << 20, node, node)
 
 
 def test_a_sample_counts_for_the_array_alone() -> None:
@@ -144,15 +144,15 @@ def test_a_sample_counts_for_the_array_alone() -> None:
         program.wait_steps(1)
         placed = placement.where(program.pid)
         sample, process = program.sample(placed), Process(program.pid)
-        node = acts._by_node(process, sample)
+        node = demonstration._by_node(process, sample)
         assert set(node) == set(placed.by_node)
         assert sum(node.values()) == sample.pages + sum(sample.others.values())
         assert sample.pages >= (1 << 20) // PAGE_SIZE
         addresses = sample.addresses.copy()
         addresses[::2] = 0  # nothing is mapped there
-        assert acts._by_node(process, sample._replace(addresses=addresses)) == node
+        assert demonstration._by_node(process, sample._replace(addresses=addresses)) == node
         nowhere = sample._replace(addresses=addresses[::2])
-        assert sum(acts._by_node(process, nowhere).values()) == sum(sample.others.values())
+        assert sum(demonstration._by_node(process, nowhere).values()) == sum(sample.others.values())
 
 
 def test_steps_are_read_whole_from_any_place() -> None:
