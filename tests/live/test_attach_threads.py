@@ -324,6 +324,14 @@ sys.stdin.read()
 """
 
 
+def test_the_number_of_a_thread_that_ended_is_not_taken_for_one_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list is asked for by number, and by then another program's thread can have that."""
+    told = iter([[1, 2], [1]])
+    monkeypatch.setattr(Process, "threads", lambda _: next(told))
+    monkeypatch.setattr(thread_exit, "_robust_list", lambda thread: thread * PAGE_SIZE)
+    assert thread_exit._heads(Process(1)) == {PAGE_SIZE}
+
+
 def test_of_nobody() -> None:
     with pytest.raises(NoSuchProcess):
         exit_spans(Process(4194305))
