@@ -171,6 +171,13 @@ def test_a_program_whose_next_child_begins_a_namespace(start: Start) -> None:
     assert target.finish(b"x")[:2] == (1, 0)
 
 
+def test_what_is_refused_leaves_nothing_open() -> None:
+    before = descriptors(os.getpid())
+    with pytest.raises(TargetRefused):
+        attach(os.getpid(), 0)
+    assert descriptors(os.getpid()) == before
+
+
 def test_numbers_that_are_no_process(start: Start) -> None:
     with pytest.raises(InvalidArgument, match="positive"):
         attach(0, 0)

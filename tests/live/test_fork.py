@@ -281,6 +281,10 @@ def test_a_fork_whose_wait_for_a_plan_is_interrupted(mode: str) -> None:
     assert sorted(done.stdout.split("\n")) == ["", "InterruptedError", "child True", "parent True"]
 
 
+def test_a_child_counts_the_fork() -> None:
+    assert in_child(registry.forks) == registry.forks() + 1
+
+
 def test_a_pager_that_is_the_parents_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that was forked off between the making of a pager and its start, as if: it plans again."""
     make, made = Running._pager, []
