@@ -35,6 +35,9 @@ class Pager:
     shadow: Final[tuple[int, int]]
     """Address and bytes of the range of parked pages; (..., 0) when it is gone."""
 
+    wanted: Final[bytes]
+    """Of each page, as int16: the node that it goes to, or went; TOUCHER while no thread has touched it."""
+
     def __init__(
         self,
         *,
@@ -50,6 +53,7 @@ class Pager:
         uffd: int,
         alive_fd: int,
         user_mode: bool,
+        observe: bool,
         window: int,
         rate: float,
         deadline: float,

@@ -27,7 +27,7 @@ from nexttouch.live.stats import Stats
 
 attach = importlib.import_module("nexttouch.live.attach")  # the package has the function under this name
 TO = 0
-SLOW = 2.0**20  # bytes a second: nothing ends by itself while a test looks
+SLOW = 1.0  # bytes a second: nothing ends by itself while a test looks
 
 
 @pytest.fixture(scope="session")

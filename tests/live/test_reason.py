@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nexttouch import Reason
+from nexttouch import Reason, _core
 from nexttouch.live import reason
 from nexttouch.live.reason import describe, keyed
 
@@ -19,19 +19,18 @@ PYTHONS_OWN = {"PARTIAL", "UNTRAPPED", "NOT_MAPPED", "UNREACHED"}
 
 
 def test_the_numbers_are_those_of_the_core() -> None:
-    """The core's `enum nt_reason` counts on from NT_REASON, or says the number; Python alone has some more."""
-    text = re.sub(r"/\*.*?\*/", "", (HEADERS / "internal.h").read_text(), flags=re.DOTALL)
-    found = re.search(r"enum nt_reason \{(.*?)\}", text, re.DOTALL)
-    first = re.search(r"NT_REASON = (\d+)", (HEADERS / "pager.h").read_text())
-    assert found
-    assert first
-    numbers, following = {}, int(first[1])
-    for name, given in re.findall(r"NT_(\w+)(?: = (\w+))?", found[1]):
-        numbers[name] = int(given) if given.isdecimal() else following
-        following = numbers[name] + 1
+    numbers = {name.upper(): number for name, number in _core.REASONS.items()}
     assert numbers.items() <= {each.name: each.value for each in Reason}.items()
     assert {each.name for each in Reason} - numbers.keys() == PYTHONS_OWN
+    assert len({*_core.REASONS.values(), *_core.STATES.values()}) == len(_core.REASONS) + len(_core.STATES)
     assert max(each.value for each in Reason) < 256
+
+
+def test_the_core_exports_every_reason_that_it_has() -> None:
+    text = re.sub(r"/\*.*?\*/", "", (HEADERS / "pager.h").read_text(), flags=re.DOTALL)
+    found = re.search(r"enum nt_reason \{(.*?)\}", text, re.DOTALL)
+    assert found
+    assert {name.lower() for name in re.findall(r"^\s*NT_(\w+)", found[1], re.MULTILINE)} == _core.REASONS.keys()
 
 
 @pytest.mark.parametrize("each", Reason, ids=lambda each: each.name)

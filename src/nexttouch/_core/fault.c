@@ -22,6 +22,8 @@ static uint8_t fate_of(struct nt_pager *pager, size_t index, int node, uint8_t d
 		pager->wanted[index] = (int16_t)node;
 	if (pager->wanted[index] == NT_TOUCHER)
 		return due == NT_DUE_SWEEP ? NT_UNTOUCHED : NT_OUTSIDE;
+	if (pager->options.observe)
+		return NT_TOUCHED;
 	return pager->origins[index] == pager->wanted[index] ? NT_AT_HOME : due;
 }
 

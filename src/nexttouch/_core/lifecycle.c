@@ -238,6 +238,11 @@ const uint8_t *nt_pager_states(const struct nt_pager *pager, size_t *pages)
 	return (const uint8_t *)pager->states;
 }
 
+const int16_t *nt_pager_wanted(const struct nt_pager *pager)
+{
+	return pager->wanted;
+}
+
 struct nt_range nt_pager_shadow(const struct nt_pager *pager)
 {
 	return (struct nt_range){pager->shadow, pager->shadow_size};

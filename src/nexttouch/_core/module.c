@@ -41,7 +41,7 @@ static void raise_error(const struct nt_error *error)
 }
 
 static char *keywords[] = {"runs", "ranges", "origins", "wanted", "nodes", "cpu_nodes", "mechanism", "service", "pid", "uffd",
-			   "alive_fd", "user_mode", "window", "rate", "deadline", NULL};
+			   "alive_fd", "user_mode", "observe", "window", "rate", "deadline", NULL};
 
 #define ARRAYS 6
 
@@ -86,11 +86,11 @@ static int pager_init(PyObject *object, PyObject *arguments, PyObject *named)
 	PagerObject *self = (PagerObject *)object;
 	struct nt_options options = {0};
 	PyObject *arrays[ARRAYS];
-	int mechanism, service, user_mode;
+	int mechanism, service, user_mode, observe;
 	unsigned long long window;
-	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOOiiiiipKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
+	if (!PyArg_ParseTupleAndKeywords(arguments, named, "$OOOOOOiiiiippKdd", keywords, &arrays[0], &arrays[1], &arrays[2],
 					 &arrays[3], &arrays[4], &arrays[5], &mechanism, &service, &options.pid, &options.uffd,
-					 &options.alive_fd, &user_mode, &window, &options.rate, &options.deadline))
+					 &options.alive_fd, &user_mode, &observe, &window, &options.rate, &options.deadline))
 		return -1;
 	if (self->pager) {
 		PyErr_SetString(PyExc_RuntimeError, "a Pager is made once");
@@ -103,6 +103,7 @@ static int pager_init(PyObject *object, PyObject *arguments, PyObject *named)
 	options.mechanism = (enum nt_mechanism)mechanism;
 	options.service = (enum nt_service)service;
 	options.user_mode = user_mode;
+	options.observe = observe;
 	options.window = window ? window : 1;
 	return make_pager(self, &options, arrays);
 }
@@ -224,6 +225,17 @@ static PyObject *pager_shadow(PyObject *object, void *ignored)
 	return Py_BuildValue("(KK)", (unsigned long long)shadow.start, (unsigned long long)shadow.size);
 }
 
+static PyObject *pager_wanted(PyObject *object, void *ignored)
+{
+	(void)ignored;
+	struct nt_pager *pager = pager_of(object);
+	size_t pages;
+	if (!pager)
+		return NULL;
+	nt_pager_states(pager, &pages);
+	return PyBytes_FromStringAndSize((const char *)nt_pager_wanted(pager), (Py_ssize_t)(pages * sizeof(int16_t)));
+}
+
 /* The buffer: the state bytes, read-only; the kernel's view of them changes while one looks. */
 static int pager_getbuffer(PyObject *object, Py_buffer *view, int flags)
 {
@@ -247,6 +259,7 @@ static PyMethodDef pager_methods[] = {
 
 static PyGetSetDef pager_attributes[] = {
 	{"phase", pager_phase, NULL, PyDoc_STR("0 made, 1 arming, 2 serving, 3 done."), NULL},
+	{"wanted", pager_wanted, NULL, PyDoc_STR("The node of each page's next or last move, int16 as bytes."), NULL},
 	{"shadow", pager_shadow, NULL, PyDoc_STR("(address, size) of the range of parked pages."), NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };
@@ -284,6 +297,7 @@ static const struct number reasons[] = {
 	{"target_full", NT_TARGET_FULL}, {"forked", NT_FORKED},	    {"cancelled", NT_CANCELLED}, {"untouched", NT_UNTOUCHED},
 	{"unmapped", NT_UNMAPPED},     {"discarded", NT_DISCARDED}, {"remapped", NT_REMAPPED}, {"unsuitable", NT_UNSUITABLE},
 	{"stranded", NT_STRANDED},     {"swapped", NT_SWAPPED},	    {"target_gone", NT_TARGET_GONE}, {"outside", NT_OUTSIDE},
+	{"touched", NT_TOUCHED},
 	{NULL, 0}};
 
 static const struct number phases[] = {

@@ -65,6 +65,7 @@ enum nt_reason {
 	NT_SWAPPED = 47,
 	NT_TARGET_GONE = 49,   /* the target node may not be used any more */
 	NT_OUTSIDE = 51,       /* touched from outside the program, or by a thread that has ended: there is no node to move it to */
+	NT_TOUCHED,            /* and only noted: the pager was to observe */
 };
 
 struct nt_run {
@@ -91,6 +92,7 @@ struct nt_options {
 	int alive_fd;     /* a pidfd of `pid`: readable when the process is gone; -1: none */
 	bool user_mode;   /* the descriptor to make serves no faults of system calls */
 	bool toucher;     /* the nodes of threads that touch are wanted */
+	bool observe;     /* and only noted: nothing moves */
 	const int *nodes; /* target: one node, or several; none where every page goes to its toucher */
 	size_t nodes_count;
 	const int16_t *wanted; /* where each page goes; NULL: to `nodes`, interleaved by address as the kernel's policy does it */
@@ -165,6 +167,8 @@ enum nt_phase nt_pager_phase(const struct nt_pager *pager);
 void nt_pager_stats(const struct nt_pager *pager, struct nt_stats *stats);
 /* The state bytes, one a page in the order of the runs; they live as long as the pager. */
 const uint8_t *nt_pager_states(const struct nt_pager *pager, size_t *pages);
+/* The node that each page went to, or is to go to; NT_TOUCHER as long as no thread has touched a page that goes to its toucher. */
+const int16_t *nt_pager_wanted(const struct nt_pager *pager);
 /* The reservation of the parked pages: relocate's shadow; size 0 once it is gone. */
 struct nt_range nt_pager_shadow(const struct nt_pager *pager);
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..live.migration import Migration
     from ..live.stats import Stats
 
-__all__ = ["add_parser", "run"]
+__all__ = ["STORES_ONLY", "add_parser", "run"]
 
 _DESCRIPTION = """\
 Bring the memory of process PID to NUMA node NODE; or to several, as 0,1: pages of other nodes are interleaved over
@@ -30,16 +30,22 @@ them, those that are on one of them stay.
 eagerly (the default): all pages now, in batches so short that the process never waits long. A thread that touches
 a page that is just being moved waits for its batch.
 
---lazy: the process is stopped for some milliseconds, then its writable pages are write-protected. A store makes its
-page move, and a window of those around it, right after it; a sweep moves the rest meanwhile. If this command is
-interrupted or killed, the kernel takes every protection back and the process runs on as before. Stopped (SIGSTOP, or
-a control group that is frozen), it would leave the process waiting at its next store, so Ctrl-Z does not stop it."""
+--lazy: the process is stopped for some milliseconds, then its pages are made traps. A touch makes its page move, and a
+window of those around it, right after it; a sweep moves the rest meanwhile.
+
+--next-touch: lazily, and each page to the node of the thread that touches it next. There is no sweep: what no thread
+touches stays.
+
+A touch is any access where the kernel has RWP (Linux 7.3), and a store where it has not. If this command is
+interrupted or killed, the kernel gives every permission back and the process runs on as before. Stopped (SIGSTOP, or
+a control group that is frozen), it would leave the process waiting at its next touch, so Ctrl-Z does not stop it."""
 
 _EXAMPLES = """\
 examples:
   nexttouch move 4242 --to 1                     all of it, now
-  nexttouch move 4242 --to 1 --lazy              as it is written to, and by a sweep
+  nexttouch move 4242 --to 1 --lazy              as it is touched, and by a sweep
   nexttouch move 4242 --to 1 --lazy --rate 100MiB/s --deadline 5min
+  nexttouch move 4242 --next-touch               each page to its next user, until Ctrl-C
   nexttouch move 4242 --to 0,1 --dry-run         what would move, and what could not
 
 exit status: 0 when every page has moved or had a reason to stay (also as the process ended), 1 when the process could
@@ -57,21 +63,32 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=Paragraphs,
     )
     parser.add_argument("pid", type=int, metavar="PID", help="the process; your own, or any with CAP_SYS_PTRACE")
-    parser.add_argument("--to", required=True, metavar="NODE[,NODE...]", help="target node, or nodes to interleave")
-    parser.add_argument("--lazy", action="store_true", help="move pages as they are written to, and by a sweep")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", metavar="NODE[,NODE...]", help="target node, or nodes to interleave")
+    where.add_argument("--next-touch", action="store_true", help="each page to the node of its next user; lazily")
+    parser.add_argument("--lazy", action="store_true", help="move pages as they are touched, and by a sweep")
     parser.add_argument(
         "--rate",
         metavar="RATE",
-        help="move at most this much a second, as 100MiB/s (no limit); lazily, the sweep: stores are not held back",
+        help="move at most this much a second, as 100MiB/s (no limit); lazily, the sweep: touches are not held back",
     )
     eager = parser.add_argument_group("eagerly")
     eager.add_argument("--latency", metavar="DURATION", help="longest that the process may wait for a batch (20ms)")
     eager.add_argument("--shared", action="store_true", help="also pages that other processes map (CAP_SYS_NICE)")
     eager.add_argument("--dry-run", action="store_true", help="only say what would be moved")
     lazy = parser.add_argument_group("lazily")
-    lazy.add_argument("--no-sweep", action="store_true", help="move what is written to only; needs --deadline to end")
-    lazy.add_argument("--deadline", metavar="DURATION", help="after this long move what is left at full speed")
-    lazy.add_argument("--window", type=int, metavar="PAGES", help="most pages that one store moves (64)")
+    lazy.add_argument("--no-sweep", action="store_true", help="move what is touched only; needs --deadline to end")
+    lazy.add_argument(
+        "--deadline",
+        metavar="DURATION",
+        help="after this long move what is left at full speed; with --next-touch: end, and leave it",
+    )
+    lazy.add_argument("--window", type=int, metavar="PAGES", help="most pages that one touch moves (64)")
+    lazy.add_argument(
+        "--mechanism",
+        metavar="NAME",
+        help="rwp (any touch; Linux 7.3) or write_protect (stores) instead of the best that the kernel has",
+    )
     lazy.add_argument(
         "--lend-userfaultfd",
         action="store_true",
@@ -90,16 +107,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Move, and print what became of every page; return the exit status."""
     _refuse_mixture(options)
+    if options.next_touch:
+        return _move_lazily(options, None)
     nodes = _nodes(options.to)
     return _move_lazily(options, nodes) if options.lazy else _move_eagerly(options, nodes)
 
 
+_EAGERLY = ("latency", "shared", "dry_run")
+_LAZILY = ("no_sweep", "deadline", "window", "mechanism", "lend_userfaultfd")
+
+
 def _refuse_mixture(options: argparse.Namespace) -> None:
-    wrong = ("latency", "shared", "dry_run") if options.lazy else ("no_sweep", "deadline", "window", "lend_userfaultfd")
-    for name in wrong:
+    lazily = options.lazy or options.next_touch
+    mode = "--next-touch" if options.next_touch else "--lazy"
+    for name in (*_EAGERLY, *(("no_sweep", "rate") if options.next_touch else ())) if lazily else _LAZILY:
         if getattr(options, name) is not None and getattr(options, name) is not False:
-            mode = "does not go with --lazy" if options.lazy else "needs --lazy"
-            raise InvalidArgument(f"--{name.replace('_', '-')}", mode)
+            raise InvalidArgument(
+                f"--{name.replace('_', '-')}", f"does not go with {mode}" if lazily else "needs --lazy"
+            )
     if options.no_sweep and options.rate is not None:
         raise InvalidArgument("--rate", "is the sweep's, which --no-sweep turns off")
 
@@ -141,6 +166,9 @@ def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
     return 0 if ended or result.ended is None else 1
 
 
+STORES_ONLY = "this kernel has no RWP (Linux 7.3), so only stores are seen: what is only read stays where it is"
+"""What a command says that would see any touch, and cannot."""
+
 _ENDED = "the process has ended meanwhile, and its memory is gone"
 
 
@@ -162,33 +190,38 @@ def _nodes_text(result: MoveResult) -> str:
     return f"pages now: {places or 'none'}"
 
 
-def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
+def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...] | None) -> int:
     from ..live.attach import attach
+    from ..live.mechanisms import best_foreign, named
 
     deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline is not None else None
     rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
     if options.no_sweep and deadline is None:
-        raise InvalidArgument("--no-sweep", "needs --deadline: pages that are not written to would wait for ever")
+        raise InvalidArgument("--no-sweep", "needs --deadline: pages that no thread touches would wait for ever")
     window = 64 if options.window is None else options.window
+    trap = best_foreign() if options.mechanism is None else named(options.mechanism)
+    if nodes is None and trap.traps != "any touch" and not options.json:
+        print(f"note: {STORES_ONLY}", file=sys.stderr)
     with Signals() as signals:
         migration = attach(
             options.pid,
-            nodes,
+            "toucher" if nodes is None else nodes,
             rate=0.0 if options.no_sweep else rate,
             deadline=deadline,
             window=window,
+            mechanism=options.mechanism,
             lend_device=options.lend_userfaultfd,
         )
         signals.hold_interrupts()
         by, failed = _follow(migration, signals, quiet=options.json)
     if by is not None:
-        print(f"{_interrupted(by)}: every page that was still protected has been given back", file=sys.stderr)
+        print(f"{_interrupted(by)}: every page that was still a trap has been given back", file=sys.stderr)
     if migration.process_ended:
         print(_ENDED, file=sys.stderr)
     if failed is not None:
         print(f"ended early: {failed}", file=sys.stderr)
     stats = migration.stats
-    print(json.dumps(stats.to_dict()) if options.json else _lazy_text(stats))
+    print(json.dumps(stats.to_dict()) if options.json else _lazy_text(stats, trap.traps))
     return 128 + by if by is not None else int(failed is not None)
 
 
@@ -209,9 +242,10 @@ def _follow(
     return None, None
 
 
-def _lazy_text(stats: Stats) -> str:
+def _lazy_text(stats: Stats, traps: str) -> str:
+    when = "when touched" if traps == "any touch" else "when written to"
     lines = [
-        f"moved {_pages(stats.moved)} of {_pages(stats.pages)}: {format_count(stats.moved_by_touch)} when written to, "
+        f"moved {_pages(stats.moved)} of {_pages(stats.pages)}: {format_count(stats.moved_by_touch)} {when}, "
         f"{format_count(stats.moved_by_sweep)} by the sweep, {format_count(stats.moved_eagerly)} without a trap",
         f"the process stood still for {format_duration(stats.stopped)}; {_waits(stats)}",
     ]
@@ -220,8 +254,8 @@ def _lazy_text(stats: Stats) -> str:
 
 def _waits(stats: Stats) -> str:
     if not stats.faults:
-        return "no store had to wait"
-    return f"{format_count(stats.faults)} stores waited, the longest for {format_duration(stats.longest_service)}"
+        return "no access had to wait"
+    return f"{format_count(stats.faults)} accesses waited, the longest for {format_duration(stats.longest_service)}"
 
 
 def _left(left: dict[Reason, int]) -> list[str]:

@@ -26,12 +26,14 @@ class Options:
         rate: bytes a second that the sweep moves: None as fast as it goes, 0 no sweep.
         deadline: seconds after arming at which what is left is moved at once (without a target: given back); None:
             never.
+        observe: only note which node's threads touch what (Reason.TOUCHED); nothing moves.
     """
 
     service: Service = "thread"
     window: int = 64
     rate: float | None = None
     deadline: float | None = None
+    observe: bool = False
 
     def check(self) -> None:
         """Raise InvalidArgument if one of the values makes no sense."""

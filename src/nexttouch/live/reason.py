@@ -35,6 +35,7 @@ class Reason(IntEnum):
     TARGET_GONE = 49
     UNREACHED = 50
     OUTSIDE = 51
+    TOUCHED = 52
 
     @property
     def sentence(self) -> str:
@@ -62,6 +63,7 @@ _SENTENCES = {
     Reason.SWAPPED: "in swap, thus on no node; comes back where its policy says, or on the node of its next toucher",
     Reason.NOT_MAPPED: "in memory, but not touched by this process, so it has no entry here; touch it, then move it",
     Reason.OUTSIDE: "touched from outside the program, or by a thread that has ended, so on no node of its own",
+    Reason.TOUCHED: "touched; this was only to see by whom",
     Reason.UNREACHED: "the move ended before its turn came, as told above",
 }
 

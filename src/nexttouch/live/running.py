@@ -219,6 +219,7 @@ class Running:
             uffd=uffd,
             alive_fd=self._process.pidfd,
             user_mode=inline,  # its system calls fail on armed pages in any case; so no privilege is needed
+            observe=options.observe,
             window=int(options.window),
             rate=math.inf if options.rate is None else options.rate,
             deadline=math.inf if options.deadline is None else options.deadline,
