@@ -25,6 +25,7 @@ from nexttouch.linux.process import SELF, Process
 from nexttouch.live import eager
 from nexttouch.live.eager import MoveResult
 from nexttouch.live.pages import Pages
+from nexttouch.live.target import wanted_nodes
 
 BASE = 1 << 40
 FOREVER = math.inf
@@ -183,7 +184,8 @@ def kernel(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def moved(kernel: Kernel, *targets: int, **options: Any) -> MoveResult:
     before = len(kernel.calls)
     process = options.pop("process", SELF)
-    result = eager.move_pages(process, kernel.pages(), targets, **options)
+    pages = kernel.pages()
+    result = eager.move_pages(process, pages, wanted_nodes(pages, targets), **options)
     assert accounted(result)
     assert result.pages == sum(kernel.units.values())
     assert result.longest_call == pytest.approx(max(kernel.durations[before:], default=0.0))

@@ -21,7 +21,7 @@ from .paragraphs import Paragraphs
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("doctor", "topology", "where", "move", "check", "demo", "lab")
+COMMANDS = ("doctor", "topology", "where", "move", "follow", "run", "check", "demo", "lab")
 
 _DESCRIPTION = """\
 Lazy page migration for Linux: memory moves to the right NUMA node when it is next touched.

@@ -16,7 +16,7 @@ from .migration import Migration
 from .options import Options
 from .plan import make_plan
 
-__all__ = ["attach"]
+__all__ = ["attach", "observe"]
 
 
 def attach(
@@ -86,6 +86,16 @@ def attach(
     except BaseException:
         process.close()
         raise
+
+
+def observe(process: Process, *, window: int = 64, mechanism: str | None = None) -> Migration:
+    """Note which node's threads touch which pages of `process`, from now on until it is cancelled; nothing moves.
+
+    It closes `process` at its end. Arguments as `attach`, and so the errors.
+    """
+    options = Options("thread", window, rate=0, observe=True)
+    options.check()
+    return _attach(process, (), options, _mechanism(mechanism), always=False, lend=False)
 
 
 def _mechanism(name: str | None) -> Mechanism:

@@ -28,6 +28,7 @@ from ..topology import check_target
 from . import registry
 from .pages import Mapped, Pages, explained, find_mapped, reasons
 from .reason import Reason, keyed
+from .target import wanted_nodes
 
 __all__ = ["MoveResult", "Progress", "move", "move_pages"]
 
@@ -130,8 +131,9 @@ def move(
         flags = mempolicy.MOVE_ALL if shared else mempolicy.MOVE
         if shared:  # whether it may is known without a page
             mempolicy.move_pages(process, np.empty(0, np.uint64), targets[0], flags)
+        wanted = wanted_nodes(pages, targets)
         result = move_pages(
-            process, pages, targets, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
+            process, pages, wanted, latency=latency, rate=rate, flags=flags, dry_run=dry_run, progress=progress
         )
         if result.ended is not None and not result.moved:
             raise result.ended
@@ -175,7 +177,7 @@ def _count_others(result: MoveResult, without: int, found: Mapped, targets: tupl
 def move_pages(
     process: Process,
     pages: Pages,
-    targets: tuple[int, ...],
+    wanted: NDArray[np.int16],
     *,
     latency: float = 0.02,
     rate: float | None = None,
@@ -183,11 +185,10 @@ def move_pages(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
-    """Move `pages`, found in `process`, to `targets`. As `move`; `by_node` is left to the caller.
+    """Move `pages`, found in `process`, each to its node of `wanted`, shape (n,). As `move`; `by_node` is the caller's.
 
     What fails as a whole is told in the result.
     """
-    wanted = _wanted(pages, targets)
     result = MoveResult(pages=pages.count, dry_run=dry_run)
     present = pages.nodes >= 0
     result.left[Reason.AT_HOME] = int(pages.units[present & (pages.nodes == wanted)].sum())
@@ -210,16 +211,8 @@ def move_pages(
     return result
 
 
-# Several nodes are interleaved by address, as the kernel's own policy does, so that a second move changes nothing. A
-# page that is on one of them stays.
-def _wanted(pages: Pages, targets: tuple[int, ...]) -> NDArray[np.int32]:
-    turns = pages.addresses // (pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)) % np.uint64(len(targets))
-    wanted = np.array(targets, dtype=np.int32)[turns.astype(np.intp)]
-    return np.where(np.isin(pages.nodes, targets), pages.nodes, wanted).astype(np.int32)
-
-
 # The positions `chosen`, grouped by size and target node.
-def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> list[NDArray[np.intp]]:
+def _alike(chosen: NDArray[np.intp], units: NDArray[np.uint32], wanted: NDArray[np.int16]) -> list[NDArray[np.intp]]:
     kinds, kind = np.unique(np.stack((units, wanted), axis=1)[chosen], axis=0, return_inverse=True)
     return [chosen[kind.reshape(-1) == number] for number in range(len(kinds))]
 
@@ -235,7 +228,7 @@ class _Mover:
     def run(
         self,
         pages: Pages,
-        wanted: NDArray[np.int32],
+        wanted: NDArray[np.int16],
         latency: float,
         rate: float | None,
         progress: Progress | None,
@@ -256,7 +249,7 @@ class _Mover:
             if rate and first < len(pages):
                 time.sleep(max(0.0, began + done * PAGE_SIZE / rate - time.monotonic()))
 
-    def batch(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> float:
+    def batch(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int16]) -> float:
         """Move these and account for each; return the seconds of the first call."""
         took, undone, full = self.attempt(addresses, units, wanted)
         rest = np.flatnonzero(undone)
@@ -271,7 +264,7 @@ class _Mover:
                     self.batch(addresses[part], units[part], wanted[part])
         return took
 
-    def insist(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]) -> None:
+    def insist(self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int16]) -> None:
         """Try one page again that failed by itself: what holds it may be short."""
         for _ in range(_ATTEMPTS - 1):
             _, undone, full = self.attempt(addresses, units, wanted)
@@ -280,12 +273,12 @@ class _Mover:
         self.result.left[Reason.TARGET_FULL if full else Reason.BUSY] += int(units.sum())
 
     def attempt(
-        self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int32]
+        self, addresses: NDArray[np.uint64], units: NDArray[np.uint32], wanted: NDArray[np.int16]
     ) -> tuple[float, NDArray[np.bool_], bool]:
         """One call: its seconds, which pages it left undone, whether for want of memory. Accounts for all others."""
         began, full = time.monotonic(), False
         try:
-            _, status = mempolicy.move_pages(self.process, addresses, wanted, self.flags)
+            _, status = mempolicy.move_pages(self.process, addresses, wanted.astype(np.int32), self.flags)
         except KernelError as error:
             if error.errno != errno.ENOMEM:
                 raise

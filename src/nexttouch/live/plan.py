@@ -226,7 +226,7 @@ def _part(
     starts, stops = _pairs(pages.addresses, ends, breaks)
     runs = np.stack((starts, (stops - starts) // np.uint64(PAGE_SIZE), _firsts(pages.units, breaks)), axis=1)
     origins = np.full(pages.count, _core.ANYWHERE) if always else np.repeat(pages.nodes, pages.units)
-    wanted = np.repeat(wanted_nodes(pages.addresses, pages.units, targets), pages.units)
+    wanted = np.repeat(wanted_nodes(pages, targets), pages.units)
     ranges = np.array(whole, np.uint64) if whole else _ranges(starts, stops, borders[breaks])
     return Part(mechanism.name, np.ascontiguousarray(runs, np.uint64), ranges, origins.astype(np.int16), wanted)
 

@@ -36,6 +36,7 @@ from .pages import Pages
 from .plan import Part, Plan
 from .reason import Reason
 from .stats import Phase, Stats
+from .target import wanted_nodes
 
 __all__ = ["Running"]
 
@@ -114,6 +115,15 @@ class Running:
             latency={bound / 1e9: latency[bound] for bound in sorted(latency)},
             stopped=self._stopped,
         )
+
+    def touches(self) -> tuple[Pages, NDArray[np.int16]]:
+        """What was trapped, on the nodes where it was; and of each the node whose thread touched it, or STAY."""
+        pages = [_units(part) for part in self.plan.parts]
+        wanted = [
+            np.frombuffer(pager.wanted, np.int16)[np.cumsum(units.units) - units.units]
+            for pager, units in zip(self._pagers, pages, strict=True)
+        ]
+        return Pages.joined(pages), np.concatenate([np.empty(0, np.int16), *wanted])
 
     @property
     def shadow(self) -> list[tuple[int, int]]:
@@ -280,7 +290,7 @@ class Running:
         pages = Pages.joined(self.plan.eager)
         if len(pages) and self.plan.targets and not self._cancelled:
             try:
-                return eager.move_pages(self._process, pages, self.plan.targets)
+                return eager.move_pages(self._process, pages, wanted_nodes(pages, self.plan.targets))
             except NexttouchError as error:  # before the first page
                 return eager.MoveResult(pages.count, left=Counter({Reason.UNREACHED: pages.count}), ended=error)
         result = eager.MoveResult()
@@ -316,6 +326,18 @@ class Running:
         left += eagerly.left if eagerly else Counter()
         left.update(self._corrections)
         return +left
+
+
+def _units(part: Part) -> Pages:
+    """What moves together in `part`, on the nodes of which the plan knew."""
+    counts = part.runs[:, 1] // part.runs[:, 2]
+    units = np.repeat(part.runs[:, 2], counts.astype(np.intp)).astype(np.uint32)
+    ends = np.cumsum(units.astype(np.uint64))
+    firsts = ends - units
+    starts = np.repeat(part.runs[:, 0], counts.astype(np.intp))
+    before = np.repeat(np.cumsum(part.runs[:, 1]) - part.runs[:, 1], counts.astype(np.intp))
+    addresses = starts + (firsts - before) * np.uint64(PAGE_SIZE)
+    return Pages(addresses, units, part.origins[firsts.astype(np.intp)].astype(np.int32))
 
 
 def _addresses(part: Part, chosen: NDArray[np.intp]) -> NDArray[np.uint64]:

@@ -1,29 +1,27 @@
-"""Where each page is to go: one rule for every way to move pages."""
+"""Where each page is to go: one rule for every way to move pages to nodes that are named."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from ..linux.syscall import PAGE_SIZE
+from ..policy import interleave
+from .pages import Pages
 
-__all__ = ["TOUCHER", "wanted_nodes"]
-
-TOUCHER = _core.TOUCHER
-"""Instead of a node: that of the thread which touches the page next."""
+__all__ = ["wanted_nodes"]
 
 
-def wanted_nodes(
-    addresses: NDArray[np.uint64], units: NDArray[np.uint32], targets: tuple[int, ...]
-) -> NDArray[np.int16]:
-    """Return the node that each unit at `addresses`, shape (n,), of `units` pages is to go to, shape (n,).
+def wanted_nodes(pages: Pages, targets: tuple[int, ...]) -> NDArray[np.int16]:
+    """Return the node that each unit of `pages`, shape (n,), is to go to; STAY without targets: to its toucher.
 
-    Units are interleaved over `targets` by address, as the kernel's policy does it; without targets it is TOUCHER.
+    What is on one of `targets` is to stay there, so that a node can be emptied onto the others without moving what is
+    there; the rest is interleaved over them by address, so that a second move changes nothing.
 
-    >>> wanted_nodes(np.array([0, 4096, 8192], np.uint64), np.ones(3, np.uint32), (1, 2))
-    array([1, 2, 1], dtype=int16)
+    >>> found = Pages(np.array([0, 4096, 8192], np.uint64), np.ones(3, np.uint32), np.array([0, 1, 0], np.int32))
+    >>> wanted_nodes(found, (1, 2))
+    array([1, 1, 1], dtype=int16)
     """
-    nodes = np.array(targets or (TOUCHER,), np.int16)
-    turns = addresses // (units.astype(np.uint64) * np.uint64(PAGE_SIZE)) % np.uint64(len(nodes))
-    return nodes[turns.astype(np.intp)]
+    sizes = pages.units.astype(np.uint64) * np.uint64(PAGE_SIZE)
+    turns = interleave(pages.addresses, sizes, targets)
+    return np.where(np.isin(pages.nodes, targets), pages.nodes, turns).astype(np.int16)
