@@ -17,9 +17,10 @@ import pytest
 import nexttouch as nt
 from nexttouch.errors import FeatureMissing, KernelError
 from nexttouch.linux import features, mempolicy
-from nexttouch.linux.features import Condition, Mechanism, Probe, conditions, mechanisms, probe
+from nexttouch.linux.features import Condition, Probe, conditions, probe
 from nexttouch.linux.process import SELF
 from nexttouch.linux.userfaultfd import Feature, available_features
+from nexttouch.live.mechanisms.ways import Way, ways
 
 
 def in_child(function: Callable[[], Any], *, dumpable: bool = True) -> Any:
@@ -62,7 +63,7 @@ def by_name(probed: Iterable[Probe]) -> dict[str, Probe]:
     return {found.name: found for found in probed}
 
 
-def as_data(entries: Iterable[Probe | Mechanism | Condition]) -> list[dict[str, Any]]:
+def as_data(entries: Iterable[Probe | Way | Condition]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(entry) for entry in entries]
 
 
@@ -98,7 +99,7 @@ def test_root_on_the_kernel_of_this_machine_has_everything_but_what_is_not_relea
     probed = by_name(probe())
     lacking = {name for name, found in probed.items() if not found.available}
     assert lacking <= {"userfaultfd RWP", "/dev/userfaultfd"}
-    assert all(mechanism.available for mechanism in mechanisms(probed.values()))
+    assert {way.name for way in ways(probed.values()) if not way.available} <= {"rwp", "rwp inline"}
 
 
 def test_without_privileges_the_remedies_are_those_of_a_user() -> None:
@@ -125,9 +126,9 @@ def test_a_process_that_may_not_look_at_itself() -> None:
 def test_in_a_container_with_a_seccomp_filter() -> None:
     def confined() -> tuple[Any, Any, Any]:
         seccomp_filter(323, 279, 237, 438, 101)  # userfaultfd, move_pages, mbind, pidfd_getfd, ptrace
-        return as_data(probe()), as_data(mechanisms(probe())), as_data(conditions())
+        return as_data(probe()), as_data(ways(probe())), as_data(conditions())
 
-    probed, ways, around = in_child(confined)
+    probed, concluded, around = in_child(confined)
     found = {entry["name"]: entry for entry in probed}
     assert "seccomp" in found["userfaultfd"]["reason"]
     assert "--security-opt seccomp=PROFILE" in found["userfaultfd"]["remedy"]
@@ -135,7 +136,7 @@ def test_in_a_container_with_a_seccomp_filter() -> None:
         assert "seccomp" in found[name]["reason"], name
     assert "seccomp" in found["ptrace"]["reason"]
     assert "seccomp" in found["pidfd_getfd"]["reason"]
-    assert not any(way["available"] for way in ways)
+    assert not any(way["available"] for way in concluded)
     assert next(entry for entry in around if entry["name"] == "seccomp filter")["value"] == "yes"
 
 
@@ -164,42 +165,6 @@ def test_a_call_that_a_container_forbids_is_named(number: int, call: str, work: 
     assert "--security-opt seccomp=PROFILE" in remedy
 
 
-def made_up(**available: bool) -> list[Probe]:
-    names = {need for _, needs in features._MECHANISMS.values() for need in (*needs, *features._NEEDED_BY_ALL)}
-    return [
-        Probe(name, "", True) if available.get(name, True) else Probe(name, "", False, "cause", "do this")
-        for name in sorted(names)
-    ]
-
-
-def test_mechanisms_need_what_they_are_made_of() -> None:
-    def working(**available: bool) -> list[str]:
-        return [mechanism.name for mechanism in mechanisms(made_up(**available)) if mechanism.available]
-
-    relocate, protect = ["relocate", "relocate inline"], ["write_protect", "write_protect shared"]
-    assert working() == ["eager", *relocate, *protect, "attach"]
-    assert working(move_pages=False) == []
-    assert working(userfaultfd=False) == ["eager", "relocate inline"]
-    assert working(ptrace=False) == ["eager", *relocate, *protect]
-    assert working(**{"userfaultfd MOVE": False}) == ["eager", *protect, "attach"]
-    assert working(**{"userfaultfd SIGBUS": False}) == ["eager", "relocate", *protect, "attach"]
-    assert working(**{"userfaultfd PAGEFAULT_FLAG_WP": False}) == ["eager", *relocate]
-    assert working(**{"userfaultfd WP_HUGETLBFS_SHMEM": False}) == ["eager", *relocate, "write_protect", "attach"]
-
-
-@pytest.mark.parametrize(
-    ("lacking", "remedy"),
-    [
-        (["userfaultfd"], 'do this; or use service="inline", which works here'),
-        (["userfaultfd", "userfaultfd, user mode"], "do this"),
-        (["userfaultfd MOVE"], "do this"),
-    ],
-)
-def test_the_remedy_for_who_may_not_serve_system_calls(lacking: list[str], remedy: str) -> None:
-    ways = {way.name: way for way in mechanisms(made_up(**dict.fromkeys(lacking, False)))}
-    assert ways["relocate"].remedy == remedy
-
-
 def test_what_works_without_privileges_does_work() -> None:
     """What is said of service="inline" is so."""
 
@@ -207,18 +172,13 @@ def test_what_works_without_privileges_does_work() -> None:
         array = np.ones(1 << 16)
         with nt.lazy(array, 0, always=True, service="inline") as migration:
             array[:] += 1
-        return [way.name for way in mechanisms(probe()) if way.available], migration.stats.moved
+        return [way.name for way in ways(probe()) if way.available], migration.stats.moved
 
     nt.lazy(np.ones(1 << 16), 0, always=True, service="inline").wait()  # loads what it needs
     working, moved = in_child(both)
     if "relocate inline" not in working:
         pytest.skip("a kernel without UFFDIO_MOVE")
     assert moved > 0
-
-
-def test_a_mechanism_names_what_it_lacks() -> None:
-    eager = next(iter(mechanisms(made_up(move_pages=False))))
-    assert eager == Mechanism("eager", "everything movable, now", False, "move_pages: cause", "do this")
 
 
 def test_the_trials_fail_when_the_kernel_does_not_do_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pwd
 import shutil
 import textwrap
 
-from ..linux.features import Condition, Mechanism, Probe, conditions, mechanisms, probe
+from ..linux.features import Condition, Probe, conditions, probe
+from ..live.mechanisms.ways import Way, suffices, ways
 from .paragraphs import Paragraphs
 
 __all__ = ["add_parser", "run"]
@@ -21,14 +22,13 @@ is changed. Three tables: the ways to move pages, the kernel interfaces they are
 decide whether moved pages stay where they are. Whatever does not work comes with its cause and a remedy."""
 
 _EPILOG = """\
-exit status: 0 if eager, relocate and write_protect work, 1 if one of them does not.
+exit status: 0 if pages can be moved eagerly (eager), when they are touched (rwp or relocate), and lazily in other
+processes (rwp or write_protect); 1 if not.
 
 examples:
   nexttouch doctor                 what works for me
   sudo nexttouch doctor            what works for root
   nexttouch doctor --json | jq '.interfaces[] | select(.available | not)'"""
-
-_REQUIRED = ("eager", "relocate", "write_protect")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,31 +50,31 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 0 if all of eager, relocate and write_protect work, else 1."""
+    """Print the findings; return 0 if there is a way for every purpose, else 1."""
     interfaces, surroundings = probe(), conditions()
-    ways = mechanisms(interfaces)
-    print(_json(ways, interfaces, surroundings) if options.json else _text(ways, interfaces, surroundings))
-    return 0 if all(way.available for way in ways if way.name in _REQUIRED) else 1
+    found = ways(interfaces)
+    print(_json(found, interfaces, surroundings) if options.json else _text(found, interfaces, surroundings))
+    return 0 if suffices(found) else 1
 
 
-def _json(ways: tuple[Mechanism, ...], interfaces: tuple[Probe, ...], surroundings: tuple[Condition, ...]) -> str:
+def _json(found: tuple[Way, ...], interfaces: tuple[Probe, ...], surroundings: tuple[Condition, ...]) -> str:
     host = os.uname()
     answer = {
         "kernel": host.release,
         "machine": host.machine,
         "user": os.geteuid(),
-        "mechanisms": [dataclasses.asdict(way) for way in ways],
+        "mechanisms": [dataclasses.asdict(way) for way in found],
         "interfaces": [dataclasses.asdict(interface) for interface in interfaces],
         "conditions": [dataclasses.asdict(condition) for condition in surroundings],
     }
     return json.dumps(answer)
 
 
-def _text(ways: tuple[Mechanism, ...], interfaces: tuple[Probe, ...], surroundings: tuple[Condition, ...]) -> str:
+def _text(found: tuple[Way, ...], interfaces: tuple[Probe, ...], surroundings: tuple[Condition, ...]) -> str:
     host = os.uname()
     parts = [
         f"Linux {host.release} on {host.machine}, as {_user()}",
-        _table("ways to move pages", [_row(way) for way in ways]),
+        _table("ways to move pages", [_row(way) for way in found]),
         _table("kernel interfaces", [_row(interface) for interface in interfaces]),
         _table("circumstances", [_condition_row(condition) for condition in surroundings]),
     ]
@@ -88,7 +88,7 @@ def _user() -> str:
         return f"user {os.geteuid()}"
 
 
-def _row(found: Mechanism | Probe) -> tuple[str, str, str, list[str]]:
+def _row(found: Way | Probe) -> tuple[str, str, str, list[str]]:
     remarks = [] if found.available else [f"cause: {found.reason}", f"remedy: {found.remedy}"]
     return "yes" if found.available else "no", found.name, found.purpose, remarks
 

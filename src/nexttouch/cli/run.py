@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument, NexttouchError
 from ..linux import mempolicy
@@ -14,6 +14,9 @@ from ..topology import check_target, topology
 from .follow import add_rounds, follow
 from .paragraphs import Paragraphs
 from .signals import Signals
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["add_parser", "run"]
 
@@ -92,6 +95,8 @@ def _cannot(command: list[str], error: OSError) -> int:
 
 
 def _follow(options: argparse.Namespace) -> int:
+    import subprocess
+
     with Signals() as signals:
         try:
             child = subprocess.Popen(options.command)
@@ -116,6 +121,8 @@ def _follow(options: argparse.Namespace) -> int:
 
 # A signal that is to end this process is the command's to act on: from a terminal it has come to both.
 def _wait(child: subprocess.Popen[bytes], signals: Signals) -> int:
+    import subprocess
+
     while True:
         by = signals.interrupted()
         if by is not None and by != signal.SIGINT and child.poll() is None:

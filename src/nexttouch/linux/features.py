@@ -10,9 +10,9 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FeatureMissing, KernelError, NotPermitted
@@ -25,7 +25,7 @@ from .ptrace import ARCHITECTURES, restriction
 from .syscall import MACHINE, PAGE_SIZE, forbidden, read_file, try_call
 from .userfaultfd import DEVICE, Feature, Mode, Userfaultfd, available_features
 
-__all__ = ["Condition", "Mechanism", "Probe", "conditions", "mechanisms", "probe"]
+__all__ = ["Condition", "Probe", "conditions", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,6 @@ class Condition:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mechanism:
-    """One way to migrate, and whether it works here; if not, `reason` and `remedy` are those of what it lacks first.
-
-    "relocate inline" is `relocate` with service="inline", "write_protect shared" is `write_protect` of memory that is
-    not private and anonymous.
-    """
-
-    name: str
-    purpose: str
-    available: bool
-    reason: str = ""
-    remedy: str = ""
-
-
 def probe() -> tuple[Probe, ...]:
     """Try everything that nexttouch builds on.
 
@@ -78,28 +63,6 @@ def probe() -> tuple[Probe, ...]:
     """
     bits = _userfaultfd_bits()
     return (*(_try(*attempt) for attempt in _PERMISSIONS), *bits, *(_try(*attempt) for attempt in _CALLS))
-
-
-def mechanisms(probed: Iterable[Probe]) -> tuple[Mechanism, ...]:
-    """Conclude from what `probe` found which mechanisms of the engine work.
-
-    >>> [mechanism.name for mechanism in mechanisms(probe()) if mechanism.available]
-    ['eager', 'relocate', 'relocate inline', 'write_protect', 'write_protect shared', 'attach']
-    """
-    found = {entry.name: entry for entry in probed}
-    answers = {name: _mechanism(name, found) for name in _MECHANISMS}
-    relocate = answers["relocate"]
-    if not relocate.available and answers["relocate inline"].available:
-        remedy = f'{relocate.remedy}; or use service="inline", which works here'
-        answers["relocate"] = replace(relocate, remedy=remedy)
-    return tuple(answers.values())
-
-
-def _mechanism(name: str, found: dict[str, Probe]) -> Mechanism:
-    purpose, needs = _MECHANISMS[name]
-    for lacking in (found[need] for need in (*needs, *_NEEDED_BY_ALL) if not found[need].available):
-        return Mechanism(name, purpose, False, f"{lacking.name}: {lacking.reason}", lacking.remedy)
-    return Mechanism(name, purpose, True)
 
 
 def conditions() -> tuple[Condition, ...]:
@@ -137,7 +100,7 @@ def _bit_name(bit: Feature) -> str:
 
 
 _BITS = {
-    Feature.MOVE: ("swap a page for its copy on another node (relocate)", "use Linux 6.8 or newer"),
+    Feature.MOVE: ("move a page's entry away, so that any touch faults (relocate)", "use Linux 6.8 or newer"),
     Feature.PAGEFAULT_FLAG_WP: ("catch stores to anonymous memory (write_protect)", "use Linux 5.7 or newer"),
     Feature.WP_HUGETLBFS_SHMEM: ("catch stores to shared memory and huge pages", "use Linux 5.19 or newer"),
     Feature.WP_UNPOPULATED: ("catch the first store to a page not there yet", "use Linux 6.4 or newer"),
@@ -151,8 +114,8 @@ _BITS = {
     Feature.EVENT_UNMAP: ("follow munmap", "use Linux 4.11 or newer"),
     Feature.POISON: ("make a lost page fail loudly instead of reading zeros", "use Linux 6.6 or newer"),
     Feature.RWP: (
-        "catch any touch of any memory, from outside",
-        "none needed: it is not part of Linux yet, and relocate and write_protect do its work",
+        "catch any touch of any process's memory (rwp)",
+        "use Linux 7.3 or newer; until then relocate and write_protect do its work",
     ),
 }
 
@@ -209,11 +172,36 @@ def _catch_a_store() -> None:
     raise FeatureMissing("UFFDIO_WRITEPROTECT", "a store to a protected page was not caught", "report this kernel")
 
 
+def _catch_a_touch() -> None:
+    # As above: a system call that reads from a page which no access is allowed to fails with EFAULT.
+    reader, writer = os.pipe()
+    try:
+        with _memory(1) as (memory, address), Userfaultfd.open(user_mode_only=True) as uffd:
+            memory[0] = 1
+            uffd.api(Feature.RWP)
+            uffd.register(address, PAGE_SIZE, Mode.RWP)
+            uffd.rw_protect(address, PAGE_SIZE)
+            try:
+                os.writev(writer, [memory])
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    return
+                raise KernelError("writev", error.errno or 0) from None
+    finally:
+        os.close(reader)
+        os.close(writer)
+    raise FeatureMissing("UFFDIO_RWPROTECT", "a load from a protected page was not caught", "report this kernel")
+
+
 def _nothing() -> None:
     """Be content with the kernel's word."""
 
 
-_TRIALS: dict[Feature, Callable[[], None]] = {Feature.MOVE: _move_a_page, Feature.PAGEFAULT_FLAG_WP: _catch_a_store}
+_TRIALS: dict[Feature, Callable[[], None]] = {
+    Feature.MOVE: _move_a_page,
+    Feature.PAGEFAULT_FLAG_WP: _catch_a_store,
+    Feature.RWP: _catch_a_touch,
+}
 
 
 # ---- Moving pages and looking at them ---------------------------------------------------------------------------
@@ -395,30 +383,6 @@ _CALLS: tuple[tuple[str, str, Callable[[], None]], ...] = (
     ("PAGEMAP_SCAN", "find pages without reading every entry", _scan),
     ("numa_maps", "see where a process's pages are", _numa_maps),
 )
-_NEEDED_BY_ALL = ("pagemap", _SYS)
-_MECHANISMS = {
-    "eager": ("everything movable, now", ("move_pages",)),
-    "relocate": (
-        "this process's private anonymous memory, when it is touched",
-        ("userfaultfd", "userfaultfd MOVE", "userfaultfd THREAD_ID", "move_pages", "set_mempolicy"),
-    ),
-    "relocate inline": (
-        'the same with service="inline": system calls fail on pages that are still to move',
-        ("userfaultfd, user mode", "userfaultfd MOVE", "userfaultfd SIGBUS", "move_pages", "set_mempolicy"),
-    ),
-    "write_protect": (
-        "anonymous memory, when it is written",
-        ("userfaultfd", "userfaultfd PAGEFAULT_FLAG_WP", "move_pages"),
-    ),
-    "write_protect shared": (
-        "shared memory and hugetlb, when it is written",
-        ("userfaultfd", "userfaultfd PAGEFAULT_FLAG_WP", "userfaultfd WP_HUGETLBFS_SHMEM", "move_pages"),
-    ),
-    "attach": (
-        "another program's anonymous memory, when it is written; shared memory as write_protect",
-        ("ptrace", "pidfd_getfd", "userfaultfd", "userfaultfd PAGEFAULT_FLAG_WP", "move_pages", _PROC),
-    ),
-}
 
 
 def _try(name: str, purpose: str, attempt: Callable[[], None]) -> Probe:

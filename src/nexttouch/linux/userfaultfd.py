@@ -1,9 +1,8 @@
 """userfaultfd(2): page faults of registered memory as events on a descriptor, and the ioctls that resolve them.
 
 The constants are written out here because the headers of stable distributions lag: Debian 12's know neither
-UFFDIO_MOVE nor the asynchronous modes. They are those of include/uapi/linux/userfaultfd.h of Linux 6.18, and for read
-and write protection (RWP) those of the series "userfaultfd: working set tracking for VM guest memory", version 8 of 3
-July 2026 (patches 9 to 12 of 15). Whether this kernel has a feature is asked with `available_features`.
+UFFDIO_MOVE nor the asynchronous modes. They are those of include/uapi/linux/userfaultfd.h of Linux 7.3. Whether this
+kernel has a feature is asked with `available_features`.
 
 Addresses and lengths are bytes, multiples of the page size, in the address space of the process that made the
 descriptor. A descriptor that another process uses works on the memory of its maker, with one exception:
@@ -75,8 +74,8 @@ class Feature(IntFlag):
     POISON = 1 << 14
     WP_ASYNC = 1 << 15
     MOVE = 1 << 16
-    RWP = 1 << 17  # posted, version 8 of July 2026; not in 6.18
-    RWP_ASYNC = 1 << 18  # as RWP
+    RWP = 1 << 17  # since Linux 7.3
+    RWP_ASYNC = 1 << 18  # with RWP in the same handshake
 
 
 class Mode(IntFlag):
@@ -393,7 +392,7 @@ class Userfaultfd:
     def rw_protect(self, start: int, length: int, *, protect: bool = True, wake: bool = True) -> None:
         """Forbid (or allow again) any access to the pages of a range registered with Mode.RWP; they stay resident.
 
-        Only on kernels that have Feature.RWP; number 9 and the modes are those of the posted version 8.
+        Only on kernels that have Feature.RWP.
 
         Raises:
             KernelError: EINVAL (this kernel has no such ioctl), ENOENT (not registered so), EAGAIN.
@@ -402,7 +401,7 @@ class Userfaultfd:
         self._call("UFFDIO_RWPROTECT", _RWPROTECT, _RangeMode(start, length, mode))
 
     def set_mode(self, *, enable: int = 0, disable: int = 0) -> None:
-        """Switch Feature.RWP_ASYNC on or off on a descriptor in use; number 10 of the posted version 8.
+        """Switch Feature.RWP_ASYNC on or off on a descriptor in use.
 
         Raises:
             KernelError: EINVAL (this kernel has no such ioctl, or another feature is named).
