@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,17 @@ settings.load_profile("untimed")
 
 # A shell has what it starts in the background ignore it, and so would every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+OF_THE_KERNEL = {"linux", "live"}
+"""Folders whose tests look at what the kernel does: in the lab they are run on each of its kernels."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before items are picked by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in OF_THE_KERNEL and item.get_closest_marker("lab"):
+            item.add_marker("lab_kernels")
 
 
 @pytest.fixture

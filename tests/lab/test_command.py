@@ -13,7 +13,7 @@ import pytest
 from nexttouch.cli import lab as command
 from nexttouch.errors import InvalidArgument, LabError
 from nexttouch.lab import missing
-from nexttouch.lab.parts import collect
+from nexttouch.lab.parts import collect, in_cache
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / directory).mkdir(parents=True)
     for file in ("tree/boot/vmlinuz-6.99-none", "tree/bin/busybox"):
         (tmp_path / file).write_bytes(b"none")
-    collect(tmp_path / "tree", "6.99-none", tmp_path / "cache" / "nexttouch" / "lab" / "guest")
+    collect(tmp_path / "tree", "6.99-none", in_cache(None))
     return tmp_path
 
 
@@ -81,7 +81,7 @@ def test_set_up_prints_what_there_is(ready: Path, capsys: pytest.CaptureFixture[
     assert facts.pop("accelerator") in {"kvm", "tcg"}
     assert facts == {
         "kernel": "6.99-none",
-        "image": str(ready / "cache/nexttouch/lab/guest/vmlinuz"),
+        "image": str(ready / "cache/nexttouch/lab/default/vmlinuz"),
         "nodes": 1,
         "cpu_nodes": 1,
         "memory": 2 * 2**30,

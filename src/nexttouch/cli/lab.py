@@ -32,6 +32,7 @@ _EXAMPLES = """\
 examples:
   nexttouch lab -- grep . -r /sys/devices/system/node --include=distance
   nexttouch lab --nodes 2 --cpu-nodes 1 --memory 512MiB --timeout 5min -- .venv/bin/python -m pytest -m lab
+  nexttouch lab --kernel 6.12 -- uname -r
   nexttouch lab --setup --json
 
 exit status: that of COMMAND (128+n if signal n ended it); 1 if the guest could not be started, died or ran too long."""
@@ -56,7 +57,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="memory of each node (default 1GiB)")
     parser.add_argument("--timeout", metavar="DURATION", help="stop COMMAND after this long, boot included: 90s, 5min")
-    parser.add_argument("--kernel", metavar="FILE", help="boot this kernel image, with the modules installed beside it")
+    parser.add_argument(
+        "--kernel",
+        metavar="SERIES|FILE",
+        help="boot the newest packaged kernel of a series, as 6.12 (if no suite has that any more, of the next later "
+        "6.x), or this kernel image, with the modules installed beside it (default: 7.3, or 6.12 where that is not "
+        "packaged)",
+    )
     parser.add_argument("--console", action="store_true", help="show the guest's console on standard error")
     parser.add_argument("--setup", action="store_true", help="only set the lab up, and say what it consists of")
     parser.add_argument(
@@ -84,11 +91,11 @@ def run(options: argparse.Namespace) -> int:
     if options.setup == bool(command):
         raise InvalidArgument("COMMAND", "or --setup has to be given, and only one; as in: nexttouch lab -- uname -r")
     if options.setup:
-        _set_up(machine, options.json)
+        _set_up(machine, options.kernel, options.json)
         return 0
     if options.json:
         raise InvalidArgument("--json", "goes with --setup: the output of a command is passed through as it is")
-    lab.setup(_tell)
+    lab.setup(_tell, options.kernel)
     return lab.run(command, machine, timeout=timeout, kernel=options.kernel, console=options.console)
 
 
@@ -99,11 +106,11 @@ def _machine(options: argparse.Namespace) -> Machine:
     return Machine(options.nodes, cpu_nodes, parse_size(options.memory, argument="memory"))
 
 
-def _set_up(machine: Machine, as_json: bool) -> None:
+def _set_up(machine: Machine, kernel: str | None, as_json: bool) -> None:
     from ..lab import setup
     from ..lab.boot import accelerator
 
-    parts = setup(_tell)
+    parts = setup(_tell, kernel)
     how = accelerator(parts)
     if as_json:
         facts = {"kernel": parts.release, "image": str(parts.image), "accelerator": how}

@@ -19,7 +19,7 @@ from ..quantities import format_duration
 from .guest import archive, initial_files, job
 from .install import setup
 from .machine import Machine
-from .parts import Parts, cache_directory, with_kernel
+from .parts import Parts, cache_directory
 from .qemu import PORTS, qemu_command
 from .relay import Console, Input, Output, State, carry
 
@@ -54,8 +54,9 @@ def run(
     Whatever the command left running is killed.
 
     The streams are files or descriptors, by default the caller's; both outputs arrive separately and byte for byte.
-    `timeout` is in seconds and includes the boot. `kernel` is the file of another kernel, see `parts.with_kernel`;
-    `console` shows the guest's console on standard error. The lab is set up first if it is not.
+    `timeout` is in seconds and includes the boot. `kernel` is the series of a packaged kernel, as "6.12", or the file
+    of one, see `parts.with_kernel`; `console` shows the guest's console on standard error. The lab is set up first if
+    it is not.
 
     >>> run(["sh", "-c", "exit 3"])
     3
@@ -65,9 +66,7 @@ def run(
         LabError: the lab cannot be set up here, or the guest did not come up, died, or did not end in time.
     """
     _check(command, timeout)
-    parts = setup()
-    if kernel is not None:
-        parts = with_kernel(parts, Path(kernel))
+    parts = setup(kernel=kernel)
     streams = (_descriptor(stdin, 0), _descriptor(stdout, 1), _descriptor(stderr, 2))
     with _started(command, machine, parts, how=accelerator(parts), streams=streams, console=console) as guest:
         try:

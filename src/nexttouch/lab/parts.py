@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InvalidArgument, LabError
 from .modules import load_order
 
-__all__ = ["Parts", "cache_directory", "collect", "from_cache", "with_kernel"]
+__all__ = ["PREFERRED", "Parts", "cache_directory", "collect", "from_cache", "in_cache", "series_of", "with_kernel"]
+
+PREFERRED = ("7.3", "6.12")
+"""Kernel series, the first of which that is packaged is the usual guest's: 7.3 has userfaultfd's read-write protection,
+6.12 is the first long-term kernel with UFFDIO_MOVE and PAGEMAP_SCAN."""
+
+_SERIES = re.compile(r"\d+\.\d+")
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,28 @@ def cache_directory() -> Path:
     return Path(base) / "nexttouch" / "lab"
 
 
-def from_cache() -> Parts | None:
-    """Return the parts in the cache; None before the first set-up."""
-    guest = cache_directory() / "guest"
+def series_of(kernel: str | os.PathLike[str] | None) -> str | None:
+    """Return `kernel` if it names a series of kernels; None if it is a file, or none.
+
+    >>> series_of("6.12"), series_of("/boot/vmlinuz-6.12.9")
+    ('6.12', None)
+    """
+    return kernel if isinstance(kernel, str) and _SERIES.fullmatch(kernel) else None
+
+
+def in_cache(series: str | None) -> Path:
+    """Where the parts with a kernel of `series` are kept; None is for the usual one, which the first set-up picks."""
+    return cache_directory() / ("default" if series is None else f"guest-{series}")
+
+
+def from_cache(series: str | None = None) -> Parts | None:
+    """Return the parts with a kernel of `series`, by default the usual one; None before they are set up."""
+    guest = in_cache(series)
     try:
         release = (guest / "release").read_text().strip()
     except FileNotFoundError:
         return None
+    guest = guest.resolve()
     return Parts(release, guest / "vmlinuz", guest / "modules", guest / "busybox")
 
 
@@ -76,4 +98,6 @@ def _one_of(tree: Path, *names: str) -> Path:
     for name in names:
         if (tree / name).exists():
             return tree / name
-    raise LabError(f"the fetched packages have no {names[0]}, so their layout is not one the lab knows; use --kernel")
+    raise LabError(
+        f"the fetched packages have no {names[0]}, so their layout is not one the lab knows; use --kernel FILE"
+    )
