@@ -11,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.swap import swap_area
 
+from nexttouch import lab
+from nexttouch.errors import LabError
+
 # How long an example takes says more of what else the machine does than of the example.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -49,6 +52,15 @@ def zombie() -> Iterator[int]:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     yield child
     os.waitpid(child, 0)
+
+
+@pytest.fixture(scope="session")
+def boots() -> None:
+    """Skip unless the lab can boot a machine here; say what is in the way."""
+    try:
+        lab.setup()
+    except LabError as error:
+        pytest.skip(f"boots a virtual machine: {error}")
 
 
 @pytest.fixture

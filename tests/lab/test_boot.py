@@ -21,15 +21,6 @@ NOTHING = Path(os.devnull)
 LAB = "import sys; from nexttouch import lab; sys.exit(lab.run(sys.argv[1:], timeout=300))"
 
 
-@pytest.fixture(scope="module")
-def boots() -> None:
-    """Skip unless a machine can be booted here; say what is in the way."""
-    try:
-        lab.setup()
-    except LabError as error:
-        pytest.skip(f"boots a virtual machine: {error}")
-
-
 def machines_of(pid: int) -> list[int]:
     """The QEMU processes that are children of `pid`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -45,6 +36,11 @@ def test_a_command_is_a_list_of_words(command: Sequence[str]) -> None:
 def test_a_word_cannot_have_a_zero_byte() -> None:
     with pytest.raises(InvalidArgument, match="zero byte"):
         lab.run(["echo", "a\0b"])
+
+
+def test_a_clock_is_one_of_those_there_are() -> None:
+    with pytest.raises(InvalidArgument, match="clock is 'wall', but has to be one of: host, instructions"):
+        lab.run(["true"], clock="wall")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

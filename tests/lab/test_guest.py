@@ -4,7 +4,8 @@ import stat
 import subprocess
 from pathlib import Path
 
-from nexttouch.lab.guest import archive, initial_files, job
+from nexttouch.lab.guest import archive, initial_files, job, settings
+from nexttouch.lab.machine import Machine
 from nexttouch.lab.parts import Parts
 
 
@@ -37,15 +38,21 @@ def test_the_guest_starts_with_its_modules_in_load_order(tmp_path: Path) -> None
     (modules / "aa.ko").write_bytes(b"\0depends=zz\0")
     busybox = tmp_path / "busybox"
     busybox.write_bytes(b"box")
-    files = initial_files(Parts("1", tmp_path / "vmlinuz", modules, busybox), b"script", b"mark")
+    lab = {"job": (0o644, b"script"), "mark": (0o755, b"program")}
+    files = initial_files(Parts("1", tmp_path / "vmlinuz", modules, busybox), lab)
     assert [name for name in files if name.endswith(".ko")] == [
         "modules/00-zz.ko",
         "modules/01-aa.ko",
         "modules/02-9p.ko",
     ]
     assert files["bin/busybox"] == (stat.S_IFREG | 0o755, b"box")
-    assert files["job"][1] == b"script"
-    assert files["end"][1] == b"mark"
+    assert files["lab/job"] == (stat.S_IFREG | 0o644, b"script")
+    assert files["lab/mark"] == (stat.S_IFREG | 0o755, b"program")
+    assert "lab/supervise" in files
+
+
+def test_the_scripts_are_told_what_the_machine_is_like() -> None:
+    assert settings(Machine(3, 2), "instructions") == b"cpus=2\nclock=instructions\n"
 
 
 def test_a_job_has_the_words_the_directory_and_the_environment_to_the_byte(tmp_path: Path) -> None:

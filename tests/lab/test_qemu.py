@@ -37,11 +37,32 @@ def test_a_machine_of_one_node_has_no_distances() -> None:
     assert values(words(Machine(1, 1)), "-numa") == ["node,nodeid=0,memdev=ram0,cpus=0"]
 
 
-@pytest.mark.parametrize(("how", "accelerator", "cpu"), [("kvm", "kvm", "host"), ("tcg", "tcg,thread=multi", "max")])
+@pytest.mark.parametrize(
+    ("how", "accelerator", "cpu"),
+    [("kvm", "kvm", "host"), ("tcg", "tcg,thread=multi", "max"), ("icount", "tcg,thread=single", "max")],
+)
 def test_the_processor_suits_the_accelerator(how: str, accelerator: str, cpu: str) -> None:
     command = words(Machine(), how)
     assert values(command, "-accel") == [accelerator]
     assert values(command, "-cpu") == [cpu]
+
+
+def test_cpus_that_run_in_turn_have_one_that_never_starts_between_them() -> None:
+    command = words(Machine(nodes=4, cpu_nodes=3), "icount")
+    assert values(command, "-smp") == ["1,sockets=5,maxcpus=5"]
+    cpus = [word for word in values(command, "-device") if word.startswith("max-x86_64-cpu")]
+    assert [cpu.split(",")[1] for cpu in cpus] == ["socket-id=3", "socket-id=1", "socket-id=4", "socket-id=2"]
+    assert [word for word in values(command, "-numa") if word.startswith("cpu,")] == [
+        *("cpu,node-id=0,socket-id=0", "cpu,node-id=1,socket-id=1", "cpu,node-id=2,socket-id=2"),
+        *("cpu,node-id=0,socket-id=3", "cpu,node-id=0,socket-id=4"),
+    ]
+    assert values(command, "-icount") == ["shift=0,sleep=off"]
+    assert values(words(Machine()), "-icount") == []
+
+
+def test_a_plugin_is_passed_on() -> None:
+    command = qemu_command(Machine(), PARTS, how="tcg", initial=9, ports=[3, 4, 5, 6], quiet=True, plugin="/p.so,a=1")
+    assert values(command, "-plugin") == ["/p.so,a=1"]
 
 
 def test_qemu_dies_with_the_lab_and_with_the_guest() -> None:

@@ -16,9 +16,9 @@ from typing import IO
 
 from ..errors import InvalidArgument, LabError
 from ..quantities import format_duration
-from .guest import archive, initial_files, job
+from .guest import archive, initial_files, job, settings
 from .install import setup
-from .machine import Machine
+from .machine import CLOCKS, Clock, Machine
 from .parts import Parts, cache_directory
 from .qemu import PORTS, qemu_command
 from .relay import Console, Input, Output, State, carry
@@ -40,6 +40,7 @@ def run(
     *,
     timeout: float | None = None,
     kernel: str | os.PathLike[str] | None = None,
+    clock: Clock = "host",
     stdin: Stream = None,
     stdout: Stream = None,
     stderr: Stream = None,
@@ -58,17 +59,24 @@ def run(
     of one, see `parts.with_kernel`; `console` shows the guest's console on standard error. The lab is set up first if
     it is not.
 
+    With `clock` "instructions" the processor is always emulated, and each instruction takes 1 ns: what the guest
+    measures does then not depend on what else the host does. Instructions are all that takes time: a load from a remote
+    node or one that misses a cache is as fast as any other. The CPUs run in turn, up to 122 us each, so when two are
+    busy each gets half of the time. Where all are idle the clock goes on to the next timer at once: what waits for the
+    host, for a file or for input, may see any time pass. `timeout` is in seconds of the host all the same.
+
     >>> run(["sh", "-c", "exit 3"])
     3
 
     Raises:
-        InvalidArgument: an empty command, a zero byte in it, a timeout that is not positive.
+        InvalidArgument: an empty command, a zero byte in it, a timeout that is not positive, an unknown clock.
         LabError: the lab cannot be set up here, or the guest did not come up, died, or did not end in time.
     """
-    _check(command, timeout)
+    _check(command, timeout, clock)
     parts = setup(kernel=kernel)
+    how = "icount" if clock == "instructions" else accelerator(parts)
     streams = (_descriptor(stdin, 0), _descriptor(stdout, 1), _descriptor(stderr, 2))
-    with _started(command, machine, parts, how=accelerator(parts), streams=streams, console=console) as guest:
+    with _started(command, machine, parts, how=how, streams=streams, console=console) as guest:
         try:
             return guest.wait(_BOOT_SECONDS, math.inf if timeout is None else timeout)
         except BrokenPipeError:
@@ -93,13 +101,15 @@ def accelerator(parts: Parts) -> str:
     return known[1]
 
 
-def _check(command: Sequence[str], timeout: float | None) -> None:
+def _check(command: Sequence[str], timeout: float | None, clock: str) -> None:
     if isinstance(command, str) or not command:
         raise InvalidArgument("command", "has to be a list of at least one word")
     if any("\0" in word for word in command):
         raise InvalidArgument("command", "has a zero byte in a word, which no program can be given")
     if timeout is not None and not timeout > 0:
         raise InvalidArgument("timeout", f"is {timeout}, but has to be a positive number of seconds")
+    if clock not in CLOCKS:
+        raise InvalidArgument("clock", f"is {clock!r}, but has to be one of: {', '.join(CLOCKS)}")
 
 
 def _descriptor(stream: Stream, default: int) -> int:
@@ -159,7 +169,12 @@ def _started(
     script = job(command, os.getcwd(), os.environ | _OWN_ENVIRONMENT)  # noqa: PTH109
     pairs = [socket.socketpair() for _ in PORTS]
     ours, theirs = zip(*pairs, strict=True)
-    with _memory_file(archive(initial_files(parts, script, mark))) as initial:
+    lab = {
+        "settings": (0o644, settings(machine, "instructions" if how == "icount" else "host")),
+        "job": (0o644, script),
+        "end": (0o644, mark),
+    }
+    with _memory_file(archive(initial_files(parts, lab))) as initial:
         descriptors = [end.fileno() for end in theirs]
         qemu = subprocess.Popen(
             qemu_command(machine, parts, how=how, initial=initial, ports=descriptors, quiet=not console),

@@ -16,10 +16,11 @@ import shlex
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
+from .machine import Clock, Machine
 from .modules import load_order
 from .parts import Parts
 
-__all__ = ["HELLO", "KERNEL_OPTIONS", "archive", "initial_files", "job"]
+__all__ = ["HELLO", "KERNEL_OPTIONS", "archive", "initial_files", "job", "settings"]
 
 HELLO = b"hello\n"
 """What port 1 starts with."""
@@ -60,13 +61,22 @@ $b mount -t tmpfs -o mode=1777 shm dev/shm
 $b ln -sf /proc/self/fd dev/fd
 for pair in 0:stdin 1:stdout 2:stderr; do $b ln -sf /proc/self/fd/${pair%:*} dev/${pair#*:}; done
 $b hostname nexttouch-lab
-$b cp /bin/busybox /supervise /job /end run/nexttouch-lab/
+$b cp /bin/busybox /lab/* run/nexttouch-lab/
 exec $b switch_root /host /run/nexttouch-lab/busybox sh /run/nexttouch-lab/supervise
 """
 
-_SUPERVISE = """
+_SUPERVISE = r"""
 cd /run/nexttouch-lab
 b=./busybox
+. ./settings
+# turns: have the real-time clock tick every 122 us, so that no CPU's turn takes longer. Its registers are reached by an
+# index (port 112) and a value (113): 8192 Hz are 3 in register 10, and bit 6 of register 11 lets it tick. The kernel
+# has switched its interrupt off (the HPET stands in for it), so nothing in the guest notices.
+turns() {
+    for write in '112 \012' '113 \043' '112 \013' '113 \102'; do
+        $b printf "${write#* }" | $b dd of=/dev/port bs=1 seek=${write% *} conv=notrunc 2>/dev/null
+    done
+}
 until set -- /dev/vport*p4 && [ -c "$1" ]; do $b usleep 10000; done
 port=${1%4}
 exec 3<${port}1 4>${port}4
@@ -79,11 +89,16 @@ out=$!
 { $b cat <err; $b cat end; } >${port}3 4>&- &
 err=$!
 $b mkdir /sys/fs/cgroup/command
-for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
-    if [ -e "$cpu" ] && ! echo 1 >$cpu; then echo "nexttouch lab: cannot start $cpu"; $b poweroff -f; fi
+for cpu in $($b seq 1 $((cpus - 1))); do
+    if ! echo 1 >/sys/devices/system/cpu/cpu$cpu/online; then
+        echo "nexttouch lab: cannot start CPU $cpu"
+        $b poweroff -f
+    fi
 done
+if [ $clock = instructions ]; then turns; fi
 ulimit -l unlimited
 ulimit -c 0
+if [ -e mark ]; then ./mark start; fi
 echo up >&4
 (
     exec 4>&- <in >out 2>err
@@ -92,6 +107,7 @@ echo up >&4
 )
 status=$?
 echo 1 >/sys/fs/cgroup/command/cgroup.kill
+if [ -e mark ]; then ./mark end; fi
 wait $out $err
 $b sync
 echo exit $status >&4
@@ -106,14 +122,23 @@ def job(command: Sequence[str], directory: str, environment: Mapping[str, str]) 
     return os.fsencode(script)
 
 
-def initial_files(parts: Parts, script: bytes, end: bytes) -> dict[str, tuple[int, bytes]]:
-    """List the guest's initial file system: mode and contents by path; `end` follows the last byte of output."""
-    folders = ("bin", "dev", "host", "modules", "proc")
+def settings(machine: Machine, clock: Clock) -> bytes:
+    """Write what the scripts have to know of the machine, as a shell script that sets it."""
+    return f"cpus={machine.cpu_nodes}\nclock={clock}\n".encode()
+
+
+def initial_files(parts: Parts, lab: Mapping[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:
+    """List the guest's initial file system: mode and contents by path.
+
+    `lab` is what will be in /run/nexttouch-lab: `settings`; `job`; `end`, which follows the last byte of output; and
+    `mark` where accesses are counted.
+    """
+    folders = ("bin", "dev", "host", "lab", "modules", "proc")
     files: dict[str, tuple[int, bytes]] = dict.fromkeys(folders, (stat.S_IFDIR | 0o755, b""))
     files["bin/busybox"] = (stat.S_IFREG | 0o755, parts.busybox.read_bytes())
     files["init"] = (stat.S_IFREG | 0o755, _INIT.encode())
-    for name, contents in {"supervise": _SUPERVISE.encode(), "job": script, "end": end}.items():
-        files[name] = (stat.S_IFREG | 0o644, contents)
+    files["lab/supervise"] = (stat.S_IFREG | 0o644, _SUPERVISE.encode())
+    files |= {f"lab/{name}": (stat.S_IFREG | mode, contents) for name, (mode, contents) in lab.items()}
     for number, (name, contents) in enumerate(load_order(parts.modules).items()):
         files[f"modules/{number:02}-{name}.ko"] = (stat.S_IFREG | 0o644, contents)
     return files

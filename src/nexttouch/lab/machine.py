@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import InvalidArgument
 from ..quantities import format_size
 
-__all__ = ["Machine"]
+__all__ = ["CLOCKS", "Clock", "Machine"]
+
+Clock = Literal["host", "instructions"]
+CLOCKS: tuple[Clock, ...] = ("host", "instructions")
+"""What the guest's time is: that of the host, or 1 ns for each instruction that one of its CPUs has run."""
 
 _BLOCK = 128 * 2**20  # Linux on x86-64 gives memory to nodes in sections of 128 MiB (SECTION_SIZE_BITS)
 _LEAST = 2 * _BLOCK  # a node 0 with less does not boot a distribution's kernel
