@@ -23,7 +23,7 @@ def code(name: str) -> str:
 
 def declared() -> dict[str, str]:
     """Functions by the file that has them."""
-    found = {}
+    found: dict[str, str] = {}
     for name, after in zip(FILES, [*FILES[1:], None], strict=True):
         start = HEADER.index(f"/* {name}")
         end = HEADER.index(f"/* {after}") if after else len(HEADER)

@@ -67,8 +67,8 @@ def _nodes(machine: Machine, *, legacy: bool) -> list[str]:
     for a, b in combinations(range(machine.nodes), 2):
         words += ["-numa", f"dist,src={a},dst={b},val={machine.distances[a][b]}"]
     if not legacy:
-        for cpu in range(2 * machine.cpu_nodes - 1):
-            words += ["-numa", f"cpu,node-id={cpu if cpu < machine.cpu_nodes else 0},socket-id={cpu}"]
+        for socket in range(2 * machine.cpu_nodes - 1):
+            words += ["-numa", f"cpu,node-id={socket if socket < machine.cpu_nodes else 0},socket-id={socket}"]
     return words
 
 
