@@ -110,7 +110,7 @@ class Follower:
         return not self._process.there
 
     def arm(self) -> None:
-        """Begin a round.
+        """Begin a round; return when every page is a trap, since a touch before that goes unnoticed.
 
         Raises:
             As `attach`.
@@ -123,6 +123,7 @@ class Follower:
             process.close()
             raise
         self._round += 1
+        self._observed.wait_armed()
 
     def move(self) -> Round:
         """End the round, move what proved misplaced, and tell.
