@@ -260,7 +260,7 @@ def test_on_one_node_everything_is_at_home(options: dict[str, Any]) -> None:
 
 @lab
 def test_shared_memory_goes_to_the_writers_of_this_process() -> None:
-    """It is write-protected, so that a reader moves nothing."""
+    """It is write-protected where only stores can be caught, so that a reader moves nothing there."""
     first, second = workers()
     block = SharedMemory(create=True, size=256 * PAGE_SIZE)
     try:
@@ -269,7 +269,7 @@ def test_shared_memory_goes_to_the_writers_of_this_process() -> None:
         words[:] = np.arange(len(words), dtype=np.uint64)
         nt.move(words, 3)
         half = len(words) // 2
-        with nt.next_touch(words, window=1) as migration:
+        with nt.next_touch(words, window=1, mechanism="write_protect") as migration:
             assert migration.wait_armed(HANG)
             run_threads(on_node(second, words.sum))
             assert migration.stats.faults == 0
