@@ -20,21 +20,25 @@ def values(command: list[str], option: str) -> list[str]:
 
 def test_nodes_memory_and_distances_are_those_of_the_machine() -> None:
     command = words(Machine(nodes=3, cpu_nodes=1, memory=512 * 2**20))
-    assert values(command, "-smp") == ["1"]
+    assert values(command, "-smp") == ["1,sockets=1"]
     assert values(command, "-m") == ["1536M"]
     assert values(command, "-object") == [f"memory-backend-ram,id=ram{n},size=536870912" for n in range(3)]
     assert values(command, "-numa") == [
-        "node,nodeid=0,memdev=ram0,cpus=0",
+        "node,nodeid=0,memdev=ram0",
         "node,nodeid=1,memdev=ram1",
         "node,nodeid=2,memdev=ram2",
         "dist,src=0,dst=1,val=28",
         "dist,src=0,dst=2,val=28",
         "dist,src=1,dst=2,val=38",
+        "cpu,node-id=0,socket-id=0",
     ]
 
 
 def test_a_machine_of_one_node_has_no_distances() -> None:
-    assert values(words(Machine(1, 1)), "-numa") == ["node,nodeid=0,memdev=ram0,cpus=0"]
+    assert values(words(Machine(1, 1)), "-numa") == [
+        "node,nodeid=0,memdev=ram0",
+        "cpu,node-id=0,socket-id=0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from ..errors import InvalidArgument
 from ..quantities import format_size, parse_duration, parse_size
 from .paragraphs import Paragraphs
 
 if TYPE_CHECKING:
-    from ..lab import Machine
+    from ..lab import Counts, Machine
 
 __all__ = ["add_parser", "run"]
 
@@ -31,7 +33,13 @@ placement and behaviour are real, times are not.
 With --clock instructions an emulated instruction takes 1 ns of the guest's time, so what it measures can be repeated,
 however busy the host is. Nothing else takes time there: a load from a remote node is as fast as any other. CPUs run in
 turn, up to 122 us each; two that are busy get half of the time each. When all are idle the clock goes on to the next
-timer at once: what waits for the host, for a file or for input, may see any time pass."""
+timer at once: what waits for the host, for a file or for input, may see any time pass.
+
+With --count the loads and stores of each CPU are counted, and by node those that miss its cache: one of 1 MiB for each
+CPU, lines of 64 bytes, direct-mapped by physical address, which nothing but its own accesses change. It is there to
+tell local from remote memory, and is no model of a certain processor. What the kernel does is counted too. COMMAND can
+set marks, between which it is counted apart: /run/nexttouch-lab/mark NAME in a shell, `nexttouch.lab.mark(name)` in
+Python. All is slower, by four times or more; with --clock instructions another run gives nearly the same counts."""
 
 _EXAMPLES = """\
 examples:
@@ -39,6 +47,7 @@ examples:
   nexttouch lab --nodes 2 --cpu-nodes 1 --memory 512MiB --timeout 5min -- .venv/bin/python -m pytest -m lab
   nexttouch lab --kernel 6.12 -- uname -r
   nexttouch lab --clock instructions -- python3 -m timeit 'sum(range(1000))'
+  nexttouch lab --count -- sh -c 'make-data; /run/nexttouch-lab/mark ready; use-data'
   nexttouch lab --setup --json
 
 exit status: that of COMMAND (128+n if signal n ended it); 1 if the guest could not be started, died or ran too long."""
@@ -73,8 +82,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--clock",
         default="host",
-        metavar="CLOCK",
-        help="host, or instructions: the guest's time is a count of what its CPUs have run (default: host)",
+        choices=("host", "instructions"),
+        help="instructions: the guest's time is a count of what its CPUs have run (default: host)",
+    )
+    parser.add_argument("--count", action="store_true", help="count what each CPU accesses in which node's memory")
+    parser.add_argument(
+        "--output", metavar="FILE", help="with --count: where the counts are written (default: standard error)"
     )
     parser.add_argument("--console", action="store_true", help="show the guest's console on standard error")
     parser.add_argument("--setup", action="store_true", help="only set the lab up, and say what it consists of")
@@ -82,7 +95,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--json",
         action="store_true",
         help="with --setup: print one JSON object: kernel, image, accelerator (kvm or tcg), nodes, cpu_nodes, memory "
-        "(bytes a node), distances (rows)",
+        "(bytes a node), distances (rows); with --count: write one: status, and intervals, each with begin, end, and "
+        "cpus (cpu, node, accesses, local, remote, misses by node)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run, and its arguments")
     parser.set_defaults(run=run)
@@ -105,12 +119,66 @@ def run(options: argparse.Namespace) -> int:
     if options.setup:
         _set_up(machine, options.kernel, options.json)
         return 0
-    if options.json:
-        raise InvalidArgument("--json", "goes with --setup: the output of a command is passed through as it is")
+    if options.json and not options.count:
+        raise InvalidArgument(
+            "--json", "goes with --setup or --count: what a command prints is passed through as it is"
+        )
+    if options.output and not options.count:
+        raise InvalidArgument("--output", "goes with --count, whose counts it is for")
     lab.setup(_tell, options.kernel)
+    if options.count:
+        return _count(options, command, machine, timeout)
     return lab.run(
         command, machine, timeout=timeout, kernel=options.kernel, clock=options.clock, console=options.console
     )
+
+
+def _count(options: argparse.Namespace, command: list[str], machine: Machine, timeout: float | None) -> int:
+    from .. import lab
+
+    with _output(options.output) as output:
+        counts = lab.count(
+            command, machine, timeout=timeout, kernel=options.kernel, clock=options.clock, console=options.console
+        )
+        print(json.dumps(_facts(counts)) if options.json else _text(counts), file=output)
+    return counts.status
+
+
+def _output(path: str | None) -> AbstractContextManager[TextIO]:
+    """Opened before the machine boots: a file that cannot be written is not found out at the end."""
+    if path is None:
+        return nullcontext(sys.stderr)
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument("output", f"is {path!r}, which cannot be written: {error.strerror}") from None
+
+
+def _facts(counts: Counts) -> dict[str, object]:
+    facts = dataclasses.asdict(counts)
+    for interval in facts["intervals"]:
+        for cpu in interval["cpus"]:
+            local = cpu["misses"][cpu["node"]]
+            cpu |= {"local": local, "remote": sum(cpu["misses"]) - local}
+    return facts
+
+
+def _text(counts: Counts) -> str:
+    """One line for each interval and CPU, and for all intervals at last if there are several."""
+    intervals = [*counts.intervals, *([counts.whole] if len(counts.intervals) > 1 else [])]
+    nodes = range(len(counts.whole.cpus[0].misses))
+    heads = ["from", "to", "CPU", "accesses", "misses: local", "remote", *(f"on node {node}" for node in nodes)]
+    rows = [
+        [interval.begin, interval.end, *(f"{n:,}" for n in (cpu.cpu, cpu.accesses, cpu.local, cpu.remote, *cpu.misses))]
+        for interval in intervals
+        for cpu in interval.cpus
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return "\n".join("  ".join(map(_aligned, row, widths)).rstrip() for row in [heads, *rows])
+
+
+def _aligned(cell: str, width: int) -> str:
+    return cell.rjust(width) if cell[0].isdigit() else cell.ljust(width)
 
 
 def _machine(options: argparse.Namespace) -> Machine:

@@ -13,9 +13,22 @@ memory behaviour and placement are then right, absolute times are not.
 
 from __future__ import annotations
 
-from .boot import run
+from .boot import count, run
+from .counts import Counts, CpuCounts, Interval
 from .install import missing, setup
 from .machine import Machine
+from .marks import mark
 from .parts import Parts
 
-__all__ = ["Machine", "Parts", "missing", "run", "setup"]
+__all__ = [
+    "Counts",
+    "CpuCounts",
+    "Interval",
+    "Machine",
+    "Parts",
+    "count",
+    "mark",
+    "missing",
+    "run",
+    "setup",
+]

@@ -31,6 +31,7 @@ KERNEL_OPTIONS = (
     "mitigations=off",
     "maxcpus=1",  # the others come when the kernel has done with patching itself: see qemu.py
     "lpj=4000000",  # and need not find out how long a loop takes
+    "no_timer_check",  # which fails, and the boot with it, where a busy host lets an interrupt come late
     "numa_balancing=disable",  # both move pages behind the back of who looks at placement
     "transparent_hugepage=madvise",
     "sysctl.vm.watermark_boost_factor=0",  # which pages fit on a node that is nearly full depends on no history

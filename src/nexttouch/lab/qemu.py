@@ -48,8 +48,8 @@ def qemu_command(
         *("-machine", "q35", "-accel", _ACCELERATOR[how], "-cpu", _CPU[how]),
         *(_CLOCK if how == "icount" else ()),
         *(("-plugin", plugin) if plugin else ()),
-        *(_cpus_in_turn(machine) if how == "icount" else ("-smp", str(machine.cpu_nodes))),
-        *_nodes(machine, legacy=how != "icount"),
+        *_nodes(machine),
+        *(_cpus_in_turn(machine) if how == "icount" else _cpus(machine)),
         *("-kernel", str(parts.image), "-initrd", f"/proc/self/fd/{initial}", "-append", " ".join(options)),
         *("-serial", "stdio"),
         *("-fsdev", "local,id=host,path=/,security_model=none,multidevs=remap"),
@@ -58,17 +58,20 @@ def qemu_command(
     ]
 
 
-def _nodes(machine: Machine, *, legacy: bool) -> list[str]:
+def _nodes(machine: Machine) -> list[str]:
     words = ["-m", f"{machine.nodes * machine.memory // 2**20}M"]
     for node in range(machine.nodes):
-        cpu = f",cpus={node}" if legacy and node < machine.cpu_nodes else ""
         words += ["-object", f"memory-backend-ram,id=ram{node},size={machine.memory}"]
-        words += ["-numa", f"node,nodeid={node},memdev=ram{node}{cpu}"]
+        words += ["-numa", f"node,nodeid={node},memdev=ram{node}"]
     for a, b in combinations(range(machine.nodes), 2):
         words += ["-numa", f"dist,src={a},dst={b},val={machine.distances[a][b]}"]
-    if not legacy:
-        for socket in range(2 * machine.cpu_nodes - 1):
-            words += ["-numa", f"cpu,node-id={socket if socket < machine.cpu_nodes else 0},socket-id={socket}"]
+    return words
+
+
+def _cpus(machine: Machine) -> list[str]:
+    words = ["-smp", f"{machine.cpu_nodes},sockets={machine.cpu_nodes}"]
+    for cpu in range(machine.cpu_nodes):
+        words += ["-numa", f"cpu,node-id={cpu},socket-id={cpu}"]
     return words
 
 
@@ -79,9 +82,12 @@ def _cpus_in_turn(machine: Machine) -> list[str]:
     started stands between every two; its number is higher than theirs. How long a turn is, guest.py sees to.
     """
     count = machine.cpu_nodes
+    spare = range(count, 2 * count - 1)
     words = ["-smp", f"1,sockets={2 * count - 1},maxcpus={2 * count - 1}"]
-    for cpu in range(1, count):
-        for socket in (count + cpu - 1, cpu):
+    for socket in (*range(count), *spare):
+        words += ["-numa", f"cpu,node-id={0 if socket in spare else socket},socket-id={socket}"]
+    for pair in zip(spare, range(1, count), strict=True):
+        for socket in pair:
             words += ["-device", f"{_CPU['icount']}-x86_64-cpu,socket-id={socket},core-id=0,thread-id=0"]
     return words
 
