@@ -52,7 +52,8 @@ def test_the_guest_starts_with_its_modules_in_load_order(tmp_path: Path) -> None
 
 
 def test_the_scripts_are_told_what_the_machine_is_like() -> None:
-    assert settings(Machine(3, 2), "instructions") == b"cpus=2\nclock=instructions\n"
+    assert settings(Machine(3, 2), "instructions", None) == b"cpus=2\nclock=instructions\nterminal=''\n"
+    assert settings(Machine(), "host", (24, 80)) == b"cpus=2\nclock=host\nterminal='rows 24 cols 80'\n"
 
 
 def test_a_job_has_the_words_the_directory_and_the_environment_to_the_byte(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexttouch.lab.relay import Console, Input, Output, State, carry
+from nexttouch.lab.relay import Console, Input, Keyboard, Output, State, carry
 
 MARK = b"0123456789abcdef"
 
@@ -152,3 +152,25 @@ def test_the_console_keeps_its_last_lines(pipe: tuple[int, int]) -> None:
     console = Console(reader)
     finish(console)
     assert console.tail(2) == "\n    line 2998\n    line 2999"
+
+
+def test_keys_pass_once_the_guest_is_up_and_three_escapes_interrupt(
+    pair: tuple[socket.socket, socket.socket], pipe: tuple[int, int]
+) -> None:
+    ours, theirs = pair
+    reader, writer = pipe
+    keyboard = Keyboard(reader, ours)
+    os.write(writer, b"\x03\x1d\x1da\x1d")
+    carry([keyboard], 5.0)
+    assert theirs.recv(100) == b"hello\n"
+    assert keyboard.waits_for() is None
+    keyboard.up = True
+    carry([keyboard], 5.0)
+    carry([keyboard], 5.0)
+    assert theirs.recv(100) == b"\x03\x1d\x1da\x1d"
+    os.write(writer, b"\x1d")
+    carry([keyboard], 5.0)
+    carry([keyboard], 5.0)
+    os.write(writer, b"\x1d")
+    with pytest.raises(KeyboardInterrupt):
+        carry([keyboard], 5.0)

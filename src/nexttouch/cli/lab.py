@@ -24,7 +24,8 @@ Run COMMAND on a virtual machine with several NUMA nodes, for hosts that have on
 
 The guest sees the host's files, working directory and environment, so COMMAND is run as it would be here; its output,
 its input and its exit status are passed through. Its own are /proc, /sys, /dev, /run, and /dev/shm, where TMPDIR
-points; everything else it writes, it writes on this host. There is no network.
+points; everything else it writes, it writes on this host. There is no network. At a terminal COMMAND has one, too, with
+job control: Ctrl-C is for what runs in it, and Ctrl-] three times in a row ends the lab.
 
 The first run sets the lab up: QEMU is installed (that takes root), a guest kernel is fetched and kept under
 ~/.cache/nexttouch/lab. A boot takes about 5 seconds without hardware virtualization; then the processor is emulated:
@@ -45,7 +46,7 @@ _EXAMPLES = """\
 examples:
   nexttouch lab -- grep . -r /sys/devices/system/node --include=distance
   nexttouch lab --nodes 2 --cpu-nodes 1 --memory 512MiB --timeout 5min -- .venv/bin/python -m pytest -m lab
-  nexttouch lab --kernel 6.12 -- uname -r
+  nexttouch lab --kernel 6.12 -- bash
   nexttouch lab --clock instructions -- python3 -m timeit 'sum(range(1000))'
   nexttouch lab --count -- sh -c 'make-data; /run/nexttouch-lab/mark ready; use-data'
   nexttouch lab --setup --json

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +23,8 @@ from .machine import CLOCKS, Clock, Machine
 from .parts import Parts, cache_directory
 from .plugin import Plugin, build
 from .qemu import PORTS, qemu_command
-from .relay import Console, Input, Output, State, carry
+from .relay import Console, Input, Keyboard, Output, State, carry
+from .terminal import Terminal
 
 __all__ = ["accelerator", "count", "run"]
 
@@ -57,7 +58,9 @@ def run(
     makes meanwhile may not be seen there, and what the command wrote is on the host for certain when it has ended.
     Whatever the command left running is killed.
 
-    The streams are files or descriptors, by default the caller's; both outputs arrive separately and byte for byte.
+    The streams are files or descriptors, by default the caller's; both outputs arrive separately and byte for byte. If
+    all three are a terminal the command has one of its own, with job control: Ctrl-C interrupts what runs in it, and
+    Ctrl-] three times in a row ends the lab, as KeyboardInterrupt.
     `timeout` is in seconds and includes the boot. `kernel` is the series of a packaged kernel, as "6.12", or the file
     of one, see `parts.with_kernel`; `console` shows the guest's console on standard error. The lab is set up first if
     it is not.
@@ -212,13 +215,17 @@ class _Guest:
         """Carry bytes until the command has ended and its output is complete; return its exit status."""
         start = time.monotonic()
         flows = (self.state, *self.outputs, self.console, self.stdin)
-        while any(flow.waits_for() for flow in (self.state, *self.outputs)):
-            passed = time.monotonic() - start
-            if passed >= timeout:
-                raise self._failed(f"the command had not ended after {format_duration(timeout)}, and was stopped")
-            if not self.state.up and passed >= boot_seconds:
-                raise self._failed(f"the guest had not come up after {format_duration(boot_seconds)}")
-            carry(flows, min(_TICK, timeout - passed))
+        with ExitStack() as lending:
+            while any(flow.waits_for() for flow in (self.state, *self.outputs)):
+                passed = time.monotonic() - start
+                if passed >= timeout:
+                    raise self._failed(f"the command had not ended after {format_duration(timeout)}, and was stopped")
+                if not self.state.up and passed >= boot_seconds:
+                    raise self._failed(f"the guest had not come up after {format_duration(boot_seconds)}")
+                if isinstance(self.stdin, Keyboard) and self.state.up and not self.stdin.up:
+                    lending.enter_context(Terminal(self.stdin.source).lent(self.state.port))
+                    self.stdin.up = True
+                carry(flows, min(_TICK, timeout - passed))
         if self.state.status is None or not all(output.complete for output in self.outputs):
             raise self._failed("the guest ended before the command did")
         return self.state.status
@@ -244,11 +251,12 @@ def _started(
 ) -> Iterator[_Guest]:
     mark = secrets.token_hex(16).encode()
     script = job(command, os.getcwd(), os.environ | _OWN_ENVIRONMENT)  # noqa: PTH109
+    terminal = Terminal(streams[0]) if all(map(os.isatty, streams)) else None
     pairs = [socket.socketpair() for _ in PORTS]
     ours, theirs = zip(*pairs, strict=True)
     clock: Clock = "instructions" if how == "icount" else "host"
     lab = {
-        "settings": (0o644, settings(machine, clock)),
+        "settings": (0o644, settings(machine, clock, terminal.size if terminal else None)),
         "job": (0o644, script),
         "end": (0o644, mark),
     }
@@ -277,7 +285,7 @@ def _started(
             Console(qemu.stdout.fileno(), 2 if console else -1),
             State(ours[3]),
             (Output(ours[1], streams[1], mark), Output(ours[2], streams[2], mark)),
-            Input(streams[0], ours[0]),
+            Keyboard(streams[0], ours[0]) if terminal else Input(streams[0], ours[0]),
         )
     finally:
         qemu.kill()

@@ -7,6 +7,10 @@ opened once only and does not know SIGPIPE, so it is no good as standard output 
 Ports, by number: 1 standard input, 2 standard output, 3 standard error, 4 the state (`up`, then `exit STATUS`). An
 end mark of random text follows the last byte on ports 2 and 3: the only way to know on the host that nothing is still
 on its way. The first line on port 1 comes from the lab: until it arrives the port may look closed.
+
+Where the caller has a terminal script(1) gives the command one, too, and stands between it and the pipes. (QEMU's own
+consoles lose what they cannot pass on at once.) Port 4 then carries the other way what rows and columns the caller's
+terminal changes to.
 """
 
 from __future__ import annotations
@@ -80,7 +84,7 @@ turns() {
 }
 until set -- /dev/vport*p4 && [ -c "$1" ]; do $b usleep 10000; done
 port=${1%4}
-exec 3<${port}1 4>${port}4
+exec 3<${port}1 4<>${port}4
 until read -r hello <&3; do $b usleep 10000; done
 $b mkfifo in out err
 $b cat <&3 >in 4>&- &
@@ -101,9 +105,13 @@ ulimit -l unlimited
 ulimit -c 0
 if [ -e mark ]; then ./mark start; fi
 echo up >&4
+if [ "$terminal" ]; then
+    while read -r rows columns <&4; do $b stty -F /dev/pts/0 rows $rows cols $columns; done &
+fi
 (
     exec 4>&- <in >out 2>err
     echo 0 >/sys/fs/cgroup/command/cgroup.procs
+    if [ "$terminal" ]; then exec script -q -e -E always -c "$b stty $terminal; exec /bin/sh $PWD/job" /dev/null; fi
     exec $b setsid /bin/sh /run/nexttouch-lab/job
 )
 status=$?
@@ -123,9 +131,10 @@ def job(command: Sequence[str], directory: str, environment: Mapping[str, str]) 
     return os.fsencode(script)
 
 
-def settings(machine: Machine, clock: Clock) -> bytes:
-    """Write what the scripts have to know of the machine, as a shell script that sets it."""
-    return f"cpus={machine.cpu_nodes}\nclock={clock}\n".encode()
+def settings(machine: Machine, clock: Clock, terminal: tuple[int, int] | None) -> bytes:
+    """Write what the scripts have to know, as a shell script that sets it; `terminal` is its rows and columns."""
+    size = "rows {} cols {}".format(*terminal) if terminal else ""
+    return f"cpus={machine.cpu_nodes}\nclock={clock}\nterminal='{size}'\n".encode()
 
 
 def initial_files(parts: Parts, lab: Mapping[str, tuple[int, bytes]]) -> dict[str, tuple[int, bytes]]:

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 
 from .guest import HELLO
 
-__all__ = ["Console", "Input", "Output", "State", "carry"]
+__all__ = ["Console", "Input", "Keyboard", "Output", "State", "carry"]
 
 _CHUNK = 65536
 _ROOM = select.PIPE_BUF  # what poll(2) promises a blocking pipe takes at once
+_ESCAPE = 0x1D  # Ctrl-]
+_ESCAPES = 3
 
 
 class _Flow:
@@ -74,6 +76,27 @@ class Input(_Flow):
             self._port.shutdown(socket.SHUT_WR)  # closing it whole would lose what QEMU has not read yet
 
 
+class Keyboard(Input):
+    """Input from a terminal, from when the guest is `up`; Ctrl-] three times in a row is an interrupt of the lab."""
+
+    def __init__(self, source: int, port: socket.socket) -> None:
+        super().__init__(source, port)
+        self.up = False
+        self._escapes = 0
+
+    def waits_for(self) -> tuple[int, int] | None:
+        """Return what lets this flow go on; what is typed before the guest is up stays the terminal's."""
+        return super().waits_for() if self.pending or self.up else None
+
+    def take(self, data: bytes) -> None:
+        """Accept what was read."""
+        super().take(data)
+        for key in data:
+            self._escapes = self._escapes + 1 if key == _ESCAPE else 0
+            if self._escapes == _ESCAPES:
+                raise KeyboardInterrupt
+
+
 class Output(_Flow):
     """From a guest's `port` to the descriptor `sink`, up to the `mark` that ends it."""
 
@@ -122,6 +145,7 @@ class State(_Flow):
 
     def __init__(self, port: socket.socket) -> None:
         super().__init__(port.fileno(), -1)
+        self.port = port
         self._lines = b""
         self.up = False
         self.status: int | None = None
