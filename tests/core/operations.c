@@ -299,12 +299,23 @@ static enum outcome let_free(struct owner *owner)
 	return DONE;
 }
 
+/*
+ * Change what may be done with pages of which it was `was` before; whether it could. Registering cuts mappings: at the limit
+ * of these a part of the pages has changed when the call fails.
+ */
+static bool change_access(uint64_t *at, size_t size, int access, int was)
+{
+	bool changed = !mprotect(at, size, access);
+	CHECK(changed || !mprotect(at, size, was), "mprotect: %s", strerror(errno));
+	return changed;
+}
+
 static enum outcome protect(struct owner *owner)
 {
 	static const int accesses[] = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE};
 	struct piece *piece = some_piece(owner);
 	int access = accesses[below(&owner->random, 4)];
-	if (mprotect(piece->at, size_of(piece), access))
+	if (!change_access(piece->at, size_of(piece), access, piece->access))
 		return REFUSED;
 	piece->access = access;
 	return DONE;
@@ -372,7 +383,8 @@ static enum outcome fail_across(struct owner *owner)
 	struct piece *first = &owner->pieces[below(&owner->random, owner->count)];
 	unsigned pages = first->pages, half = pages / 2;
 	int other = first->access == PROT_READ ? PROT_READ | PROT_WRITE : PROT_READ;
-	if (!half || pages == PLACE_PAGES || mprotect(page_of(first, half), (pages - half) * (size_t)PAGE, other))
+	size_t rest = (pages - half) * (size_t)PAGE;
+	if (!half || pages == PLACE_PAGES || !change_access(page_of(first, half), rest, other, first->access))
 		return PASSED_OVER;
 	cut(owner, first, half);
 	owner->pieces[owner->count - 1].access = other;
