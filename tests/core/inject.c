@@ -1,4 +1,4 @@
-/* The calls of the core, counted; one of them fails, or is delayed. See injection.h. */
+/* The calls of the core, counted; one of them fails, or is delayed, others are held. See injection.h. */
 #include "inject.h"
 
 #undef ioctl
@@ -25,6 +25,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -80,6 +81,10 @@ static struct {
 	uint64_t start, size;
 } injection;
 static _Atomic uint64_t calls[CALLS];
+static struct {
+	_Atomic uint64_t nth;
+	sem_t waits, goes_on;
+} held[CALLS];
 
 void inject(enum call call, uint64_t nth, int fault)
 {
@@ -101,11 +106,38 @@ uint64_t injected_calls(enum call call)
 	return atomic_load(&calls[call]);
 }
 
+static void wait_for(sem_t *semaphore)
+{
+	while (sem_wait(semaphore))
+		;
+}
+
+void hold(enum call call, uint64_t nth)
+{
+	sem_init(&held[call].waits, 0, 0);
+	sem_init(&held[call].goes_on, 0, 0);
+	atomic_store(&held[call].nth, injected_calls(call) + nth);
+}
+
+void await_held(enum call call)
+{
+	wait_for(&held[call].waits);
+}
+
+void let_on(enum call call)
+{
+	sem_post(&held[call].goes_on);
+}
+
 /* What happens to this call: 0 is nothing. */
 static int fault_of(enum call call)
 {
-	bool chosen = atomic_fetch_add(&calls[call], 1) + 1 == injection.nth && call == injection.call;
-	return chosen ? injection.fault : 0;
+	uint64_t number = atomic_fetch_add(&calls[call], 1) + 1;
+	if (number == atomic_load(&held[call].nth)) {
+		sem_post(&held[call].waits);
+		wait_for(&held[call].goes_on);
+	}
+	return number == injection.nth && call == injection.call ? injection.fault : 0;
 }
 
 static void pause_if(bool condition)

@@ -1,5 +1,5 @@
 /*
- * What the core asks of the kernel can be counted, made to fail and delayed, one call at a time.
+ * What the core asks of the kernel can be counted, made to fail, delayed and held, one call of a kind at a time.
  *
  * A failure is one that the kernel could have answered with at that moment, and nothing was done: the call is not made.
  */
@@ -66,5 +66,10 @@ void inject_memory(uint64_t start, uint64_t size);
 
 /* Calls of a kind since then. */
 uint64_t injected_calls(enum call call);
+
+/* The `nth` call of a kind from now on (from 1) waits before it is made: `await_held` until it does, `let_on` ends that. */
+void hold(enum call call, uint64_t nth);
+void await_held(enum call call);
+void let_on(enum call call);
 
 #endif

@@ -6,6 +6,7 @@
 `threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
 `failures.c`: every call to the kernel fails once, in each way that it can.
+`let_go.c`: who serves itself waits for no mover.
 `moved_twice.c`, `refused.c`, `forks.c`, `left_behind.c`, `exchanged.c`: each shows one thing that was wrong once.
 `fuzz_stat.c`: what the core reads of files.
 """
@@ -145,6 +146,11 @@ def test_nothing_is_left_of_a_mapping_that_changes_at_the_end(programs: Make, na
 @pytest.mark.parametrize("name", BUILDS)
 def test_mappings_of_two_pagers_change_places(programs: Make, name: str, service: str) -> None:
     assert run(programs("exchanged", name), service, 20).startswith("exchanged:")
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_pager_that_has_let_go_holds_up_no_thread(programs: Make, name: str) -> None:
+    assert run(programs("let_go", name, True)) == ""
 
 
 @pytest.mark.parametrize("name", BUILDS)
