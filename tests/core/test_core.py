@@ -5,6 +5,7 @@
 `pace.c`: when the sweep steps.
 `threads.c`: threads that are cancelled, and that are made where memory is watched.
 `crowd.c`: more threads that fault than there is room for.
+`batch.c`: how many calls it takes to read of many.
 `failures.c`: every call to the kernel fails once, in each way that it can.
 `let_go.c`: who serves itself waits for no mover.
 `moved_twice.c`, `refused.c`, `forks.c`, `left_behind.c`, `exchanged.c`: each shows one thing that was wrong once.
@@ -156,6 +157,11 @@ def test_a_pager_that_has_let_go_holds_up_no_thread(programs: Make, name: str) -
 @pytest.mark.parametrize("name", BUILDS)
 def test_a_crowd_of_faults_does_not_hide_a_discard(programs: Make, name: str) -> None:
     assert run(programs("crowd", name), 800) == ""
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_faults_that_wait_together_are_read_by_one_call(programs: Make, name: str) -> None:
+    assert run(programs("batch", name, True), 300) == ""
 
 
 @pytest.mark.parametrize("name", ["plain", "thread"])
