@@ -2,7 +2,7 @@
  * Every call of the core to the kernel fails once, in turn, in every way that it can, and is delayed once.
  *
  * usage: failures SCENARIO SERVICE [MOST]
- *   SCENARIO  sweep | cancel | faults | remap | unmap | discard | fork | huge
+ *   SCENARIO  sweep | cancel | faults | remap | grow | unmap | discard | fork | huge
  *   SERVICE   thread | inline | protect
  *   MOST      calls of one kind that something happens to, spread evenly over all; 0: all of them
  * Each run is a process: whatever failed, each page has to come to an end, each word to be right, and nothing of the
@@ -164,6 +164,15 @@ static void remap(void)
 	move_to(20, 4, room(2) + 8 * WORDS);
 }
 
+/* What is watched is more than was registered; unless memory of the pager's own has come to be there. */
+static void grow(void)
+{
+	size_t size = pages_count * PAGE, more = size / 2;
+	CHECK(!munmap((uint8_t *)memory + size, more), "munmap");
+	void *grown = mremap(memory, size, size + more, 0);
+	CHECK(grown == memory || errno == ENOMEM, "mremap: %s", strerror(errno));
+}
+
 static void unmap(void)
 {
 	size_t first = 6, count = 8;
@@ -208,8 +217,8 @@ static const struct scenario {
 	bool toucher;
 } scenarios[] = {
 	{"sweep", nothing, INFINITY, false}, {"cancel", nothing, 0, false},    {"faults", faults, 0, true},
-	{"remap", remap, 0, false},          {"unmap", unmap, 0, false},       {"discard", discard, 0, false},
-	{"fork", fork_and_check, 0, false},  {"huge", nothing, INFINITY, false},
+	{"remap", remap, 0, false},          {"grow", grow, 0, false},         {"unmap", unmap, 0, false},
+	{"discard", discard, 0, false},      {"fork", fork_and_check, 0, false}, {"huge", nothing, INFINITY, false},
 };
 
 /* ---- a run ---- */

@@ -36,6 +36,8 @@
 
 #define YIELDS 50
 #define PAUSE_NS 2000000
+#define PAGE 4096
+#define UNREADABLE 0x10000ul /* an address at which nothing is mapped */
 
 const struct call_kind call_kinds[CALLS] = {
 	[CALL_API] = {"UFFDIO_API", {EINVAL, EPERM}},
@@ -53,7 +55,7 @@ const struct call_kind call_kinds[CALLS] = {
 	[CALL_MADVISE] = {"madvise", {EAGAIN, ENOMEM}},
 	[CALL_MPROTECT] = {"mprotect", {ENOMEM}},
 	[CALL_MUNLOCK] = {"munlock", {ENOMEM}},
-	[CALL_READ] = {"read", {EAGAIN}},
+	[CALL_READ] = {"read", {EAGAIN, ENOMEM}},
 	[CALL_WRITE] = {"write", {EINTR}},
 	[CALL_PREAD] = {"pread", {EINTR, ENOMEM}},
 	[CALL_OPEN] = {"open", {EMFILE, ENOMEM, EACCES}},
@@ -189,14 +191,24 @@ static enum call ioctl_call(unsigned long request)
 	}
 }
 
-/* Whether the kernel could answer so, and if it can, what else it says: nothing was done. */
-static bool answer(enum call call, void *argument, int fault)
+/* Whether memory at `address` is watched: then the kernel gets as far as reading what it cannot. */
+static bool is_watched(int file, uint64_t address)
 {
+	struct uffdio_copy unreadable = {.dst = address, .src = UNREADABLE, .len = PAGE, .mode = UFFDIO_COPY_MODE_DONTWAKE};
+	return ioctl(file, UFFDIO_COPY, &unreadable) && errno != ENOENT;
+}
+
+/* Whether the kernel could answer so, and if it can, what else it says: nothing was done. */
+static bool answer(enum call call, int file, void *argument, int fault)
+{
+	struct uffdio_register *range = argument;
 	struct uffdio_copy *copy = argument;
 	struct uffdio_zeropage *zero = argument;
 	struct uffdio_move *move = argument;
 	bool parked;
 	switch (call) {
+	case CALL_REGISTER: /* what is watched already is refused for want of memory alone */
+		return fault == ENOMEM || !is_watched(file, range->range.start);
 	case CALL_COPY:
 		copy->copy = -fault;
 		return true;
@@ -220,7 +232,7 @@ int inject_ioctl(int file, unsigned long request, void *argument)
 {
 	enum call call = ioctl_call(request);
 	int fault = fault_of(call);
-	if (fault > 0 && answer(call, argument, fault)) {
+	if (fault > 0 && answer(call, file, argument, fault)) {
 		errno = fault;
 		return -1;
 	}
@@ -262,7 +274,16 @@ int inject_munlock(const void *address, size_t size)
 
 ssize_t inject_read(int file, void *data, size_t size)
 {
-	DO(ssize_t, CALL_READ, read(file, data, size), -1);
+	int fault = fault_of(CALL_READ);
+	bool blocks = !(fcntl(file, F_GETFL) & O_NONBLOCK);
+	if (fault > 0 && (fault == EAGAIN) != blocks) { /* of what blocks only files in /proc are read */
+		errno = fault;
+		return -1;
+	}
+	pause_if(fault == PAUSE_BEFORE);
+	ssize_t result = read(file, data, size);
+	pause_if(fault == PAUSE_AFTER);
+	return result;
 }
 
 ssize_t inject_write(int file, const void *data, size_t size)

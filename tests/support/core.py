@@ -21,7 +21,7 @@ BUILDS = {
 SCENARIOS = ("words", "huge", "discard", "remap", "unmap", "fork", "cancel")
 """Of stress.c."""
 
-FAILING = ("sweep", "cancel", "faults", "remap", "unmap", "discard", "fork", "huge")
+FAILING = ("sweep", "cancel", "faults", "remap", "grow", "unmap", "discard", "fork", "huge")
 """Of failures.c."""
 
 SERVICES = ("thread", "inline", "protect")

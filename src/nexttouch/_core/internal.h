@@ -204,6 +204,7 @@ struct nt_pager {
 
 	int wake_fd;
 	int pagemap_fd; /* -1 where /proc does not have it */
+	int smaps_fd;   /* relocate's; open from the start: at the end there may be no descriptor left for it */
 	struct nt_range reserved;     /* with the shadow in it */
 	uint64_t shadow, shadow_size; /* what is registered of it */
 	uint64_t spare;               /* a page of the shadow in which there is never anything */

@@ -107,7 +107,7 @@ struct nt_pager *nt_pager_new(const struct nt_options *options, const struct nt_
 	pager->owner = getpid();
 	pager->mechanism = mechanism_of(options->mechanism);
 	pager->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
-	pager->ready_fd = pager->wake_fd = pager->pagemap_fd = -1;
+	pager->ready_fd = pager->wake_fd = pager->pagemap_fd = pager->smaps_fd = -1;
 	bool made = copy_plan(pager, runs, runs_count, ranges, ranges_count, origins) || fail(error, "mmap", NULL);
 	if (!made || !open_files(pager, error)) {
 		nt_pager_free(pager);
@@ -301,6 +301,8 @@ void nt_pager_free(struct nt_pager *pager)
 		close(pager->wake_fd);
 	if (pager->pagemap_fd >= 0)
 		close(pager->pagemap_fd);
+	if (pager->smaps_fd >= 0)
+		close(pager->smaps_fd);
 	release_all(pager);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }

@@ -130,6 +130,10 @@ bool open_files(struct nt_pager *pager, struct nt_error *error)
 	if (pager->options.pid)
 		snprintf(path, sizeof path, "/proc/%d/pagemap", pager->options.pid);
 	pager->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (pager->mechanism->out_of_place)
+		pager->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+	if (pager->mechanism->out_of_place && pager->smaps_fd < 0)
+		return fail(error, "open", "/proc/self/smaps");
 	return !pager->mechanism->acquire || pager->mechanism->acquire(pager, error);
 }
 
@@ -138,7 +142,9 @@ void close_files(struct nt_pager *pager)
 	close_descriptors(pager);
 	if (pager->pagemap_fd >= 0)
 		close(pager->pagemap_fd);
-	pager->pagemap_fd = -1;
+	if (pager->smaps_fd >= 0)
+		close(pager->smaps_fd);
+	pager->pagemap_fd = pager->smaps_fd = -1;
 	if (pager->mechanism->release)
 		pager->mechanism->release(pager);
 }

@@ -108,7 +108,7 @@ static char *next_line(struct lines *lines)
 		lines->used -= lines->line;
 		lines->line = 0;
 		ssize_t got = read(lines->file, lines->text + lines->used, lines->room - lines->used);
-		if (got < 0 && errno == EINTR)
+		if (got < 0 && (errno == EINTR || errno == ENOMEM))
 			continue;
 		if (got <= 0)
 			return NULL;
@@ -135,14 +135,14 @@ static bool next_mapping(struct lines *lines, struct mapping *mapping)
 
 /*
  * Let go of [start, start + size) if it is a descriptor's: of another one's it is refused to register it. Older kernels
- * unregister what is registered with another one (until 6.17). Whether it was. What children are still kept from stays
- * watched, so that the next look finds it. Another mapping of ours can take the place before it is let go; its thread waits
- * for us, so it is there still when children get it, too.
+ * unregister what is registered with another one (until 6.17). Whether it was, or may be, if there was no memory to find
+ * out. What children are still kept from stays watched, so that the next look finds it. Another mapping of ours can take the
+ * place before it is let go; its thread waits for us, so it is there still when children get it, too.
  */
 static bool let_go(const struct nt_pager *pager, int uffd, uint64_t start, uint64_t size)
 {
 	if (!watch(pager, uffd, start, size))
-		return false;
+		return errno == ENOMEM;
 	void *address = (void *)(uintptr_t)start;
 	if (pager->dont_fork && madvise(address, size, MADV_DOFORK))
 		return true;
@@ -166,13 +166,12 @@ static bool let_go_mapping(const struct nt_pager *pager, const struct mapping *m
 /* Let go of every mapping that is registered with our descriptors: as a whole, as it is by now, grown or cut. Whether there was one. */
 static bool let_go_mappings(struct nt_pager *pager)
 {
-	struct lines lines = {.file = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC), .text = pager->text, .room = sizeof pager->text};
+	struct lines lines = {.file = pager->smaps_fd, .text = pager->text, .room = sizeof pager->text};
 	struct mapping mapping;
 	bool found = false;
-	while (lines.file >= 0 && next_mapping(&lines, &mapping))
+	lseek(lines.file, 0, SEEK_SET);
+	while (next_mapping(&lines, &mapping))
 		found |= mapping.watched && let_go_mapping(pager, &mapping);
-	if (lines.file >= 0)
-		close(lines.file);
 	return found;
 }
 
