@@ -20,7 +20,7 @@ from targets.programs import compiled, until
 
 import nexttouch as nt
 from nexttouch.errors import NoSuchProcess
-from nexttouch.linux import procfs, thread_exit
+from nexttouch.linux import control_block, procfs, thread_exit
 from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.linux.thread_exit import LastWord, exit_spans
@@ -125,7 +125,7 @@ def test_a_thread_that_began_behind_the_look_at_them(
     leaving: Callable[..., Leaving], kibibytes: int, stack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its control block is armed; that it is there is found out before it can end."""
-    monkeypatch.setattr(plan, "exit_spans", lambda _: [])
+    monkeypatch.setattr(plan, "exit_spans", lambda *_: [])
     program = leaving(kibibytes, stack)
     program.begin()
     with nt.attach(program.pid, 0, rate=0, always=True) as migration:
@@ -157,7 +157,7 @@ def behind(end: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
         end()
         look_again(*arguments)
 
-    monkeypatch.setattr(plan, "exit_spans", lambda _: [])
+    monkeypatch.setattr(plan, "exit_spans", lambda *_: [])
     monkeypatch.setattr(exits, "look_again", late)
 
 
@@ -202,6 +202,25 @@ def test_a_robust_mutex_that_could_not_be_marked(
             assert program.communicate(timeout=HANG)[0] == "the owner died\n"
             migration.cancel()
     assert [(word.thread, word.mutex) for word in healed] == [(thread, True)]
+
+
+def test_a_word_that_all_threads_share(tmp_path: Path) -> None:
+    """It is in none of their control blocks; a thread is made to ask for it, on memory that is gone again."""
+    program = subprocess.Popen(
+        [compiled("elsewhere", tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert program.stdout
+        pid = int(program.stdout.readline())
+        before = procfs.mappings(Process(pid))
+        with nt.attach(pid, 0, rate=0, always=True, window=1) as migration:
+            assert migration.wait_armed(HANG)
+            assert procfs.mappings(Process(pid)) == before
+            assert program.communicate("\n", timeout=HANG)[0] == "open\n"
+            migration.cancel()
+    finally:
+        program.kill()
+        program.wait(HANG)
 
 
 def tid_address() -> int:
@@ -328,7 +347,7 @@ def test_the_number_of_a_thread_that_ended_is_not_taken_for_one_of_the_program(m
     """Its list is asked for by number, and by then another program's thread can have that."""
     told = iter([[1, 2], [1]])
     monkeypatch.setattr(Process, "threads", lambda _: next(told))
-    monkeypatch.setattr(thread_exit, "_robust_list", lambda thread: thread * PAGE_SIZE)
+    monkeypatch.setattr(control_block, "head", lambda process: process.thread * PAGE_SIZE)
     assert thread_exit._heads(Process(1)) == {PAGE_SIZE}
 
 

@@ -208,7 +208,7 @@ def test_a_child_forked_meanwhile_has_what_the_program_has(
     monkeypatch.setattr(injection, "pidfd_getfd", taken)
     with Process.open(target.pid) as process:
         instruction = descriptor._system_call_instruction(process)
-        uffd, _ = injection.take_userfaultfd(process, instruction, lend=bool(prefix))
+        uffd, *_ = injection.take_userfaultfd(process, instruction, lend=bool(prefix))
         assert userfaultfds(os.getpid()) == [str(uffd)]
         os.close(uffd)
     assert children(target.pid) == list(map(str, forked)) != []

@@ -7,12 +7,13 @@ waits for this one (pthread_join), or for a robust mutex that it held, then wait
 Where they go is in the thread's control block. That of a thread which runs is known by the head of its robust list,
 which lies in it. Those of threads that have ended, whose stacks the C library keeps for others to come, look the same;
 so they are looked for in what can be a stack: writable memory behind memory without access.
+
+In musl the word is the same for all threads, a lock in its data: one of them has to be asked for its address
+(PR_GET_TID_ADDRESS), which is done where a thread is stopped anyway (`nexttouch.live.injection`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -23,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess
-from . import pagemap, procfs, remote
+from . import control_block, pagemap, procfs, remote
+from .control_block import TID_BEFORE_HEAD
 from .pagemap import Category
 from .process import Process
 from .procfs import Kind, Mapping
-from .syscall import PAGE_SIZE, try_call
+from .syscall import PAGE_SIZE
 
 __all__ = ["LastWord", "exit_spans", "last_words", "lost"]
 
@@ -35,8 +37,6 @@ _WORD = 8
 _USER = 1 << 63  # addresses from here on are the kernel's
 _MOST_ENTRIES = 2048  # ROBUST_LIST_LIMIT, include/linux/futex.h
 _WAITERS, _OWNER_DIED, _OWNER = 0x80000000, 0x40000000, 0x3FFFFFFF  # FUTEX_WAITERS, ..., include/uapi/linux/futex.h
-# In glibc the word that set_tid_address names stands 16 bytes before the head of the robust list (struct pthread).
-_TID_BEFORE_HEAD = 16
 _BEFORE_HEAD, _BEHIND_HEAD = 64, 3 * _WORD
 _TOP = 2 * PAGE_SIZE  # of a stack: where the C library puts the control block
 _LARGEST = 1 << 30  # bytes of a stack: what is farther from its guard is other memory that has come to be one mapping
@@ -75,11 +75,12 @@ class LastWord:
         return self.value & _WAITERS | _OWNER_DIED if self.mutex else 0
 
 
-def exit_spans(process: Process) -> list[tuple[int, int]]:
+def exit_spans(process: Process, known: Iterable[int] = ()) -> list[tuple[int, int]]:
     """Return where `process` has such words, as spans of whole pages, sorted, none touching another.
 
-    They are in the control block of each thread and in the mutexes on its robust list; and, as a stack can be used
-    again by a thread that comes later, in what looks like a control block, and at the upper end of what can be a stack.
+    Those at the addresses `known` (0: none) are some. The others are in the control block of each thread and in the
+    mutexes on its robust list; and, as a stack can be used again by a thread that comes later, in what looks like a
+    control block, and at the upper end of what can be a stack.
 
     >>> all(start % PAGE_SIZE == end % PAGE_SIZE == 0 for start, end in exit_spans(Process(os.getpid())))
     True
@@ -89,7 +90,8 @@ def exit_spans(process: Process) -> list[tuple[int, int]]:
     """
     stacks = _stacks(process)
     heads = _heads(process)
-    words = [end - offset for _, end in stacks for offset in range(PAGE_SIZE, _TOP + 1, PAGE_SIZE)]
+    words = [address for address in known if address]
+    words += [end - offset for _, end in stacks for offset in range(PAGE_SIZE, _TOP + 1, PAGE_SIZE)]
     for head in heads | _found(process, stacks, heads):
         words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(process, head)]
     return _joined(_pages(words))
@@ -105,10 +107,10 @@ def last_words(process: Process) -> list[LastWord]:
     """
     heads = _heads(process)
     alive = _alive(process)
-    if not heads or not all(_word(process, head - _TID_BEFORE_HEAD) in alive for head in heads):
+    if not heads or not all(_word(process, head - TID_BEFORE_HEAD) in alive for head in heads):
         return []
     blocks = heads | _found(process, _stacks(process), heads)
-    places = {(head - _TID_BEFORE_HEAD, False) for head in blocks}
+    places = {(head - TID_BEFORE_HEAD, False) for head in blocks}
     places |= {(word, True) for head in blocks for word in _locked(process, head)}
     return [word for word in _looked_up(process, places) if word.names_one]
 
@@ -130,16 +132,9 @@ def _looked_up(process: Process, places: Iterable[tuple[int, bool]]) -> list[Las
 
 
 def _heads(process: Process) -> set[int]:
-    heads = {thread: _robust_list(thread) for thread in process.threads()}
+    heads = {thread: control_block.head(process.through(thread)) for thread in process.threads()}
     still = set(process.threads())  # the number of one that ended in between can be a stranger's
-    found = {head for thread, head in heads.items() if thread in still}
-    return {head for head in found if _BEFORE_HEAD <= head < _USER - _BEHIND_HEAD}  # it is what the program says
-
-
-def _robust_list(thread: int) -> int:
-    head, size = ctypes.c_uint64(), ctypes.c_uint64()
-    _, error = try_call("get_robust_list", thread, ctypes.byref(head), ctypes.byref(size))
-    return 0 if error else head.value
+    return {head for thread, head in heads.items() if head and thread in still}
 
 
 # The ids by which the threads of the process know each other.
@@ -147,8 +142,7 @@ def _alive(process: Process) -> set[int]:
     found = set()
     for thread in process.threads():
         with suppress(NoSuchProcess):  # it has ended since
-            ids = re.search(rb"^NSpid:.*?(\d+)$", process.through(thread).read("status"), re.MULTILINE)
-            found.add(int(ids[1]) if ids else thread)
+            found.add(control_block.own_id(process.through(thread)))
     return found
 
 

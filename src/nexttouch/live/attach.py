@@ -115,7 +115,8 @@ def _attach(
     targets = check_target(targets, process=process) if targets else ()
     acquired = acquire(process, features=mechanism.features, wanted=mechanism.more_features, lend=lend)
     try:
-        plan = make_plan(process, None, targets, traps=(mechanism,), always=always)
+        words = (acquired.exit_word,)
+        plan = make_plan(process, None, targets, traps=(mechanism,), always=always, exit_words=words)
     except BaseException:
         acquired.close()
         raise

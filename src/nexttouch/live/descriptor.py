@@ -46,13 +46,16 @@ TAKEN = "another process (such as a virtual machine's monitor, or another migrat
 
 
 class Acquired(NamedTuple):
-    """A descriptor of a program's memory, and for how many seconds one thread of the program stood still for it.
+    """A descriptor of a program's memory, and what came to light when one thread of the program stood still for it.
 
-    A pager that is started with `uffd` closes it; until then the caller of `acquire` can, with `close`.
+    A pager that is started with `uffd` closes it; until then the caller of `acquire` can, with `close`. `stopped` is
+    the seconds one thread of the program stood still, `exit_word` the address of the word that the kernel sets to 0 at
+    the end of that thread, 0 if it is in the control block.
     """
 
     uffd: int
     stopped: float
+    exit_word: int
 
     def close(self) -> None:
         """Undo whatever was done with the descriptor."""
@@ -240,7 +243,7 @@ getattr(injection, sys.argv.pop(1))(sys.argv[1:])
 """
 
 
-def _inject(seen: Process, lend: bool) -> tuple[int, float]:
+def _inject(seen: Process, lend: bool) -> tuple[int, float, int]:
     instruction = _system_call_instruction(seen)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -281,7 +284,7 @@ _NO_PROCESS = "this user may have no more processes; raise the limit (ulimit -u,
 _REMEDIES = {errno.EMFILE: _NO_DESCRIPTOR, errno.ENFILE: _NO_DESCRIPTOR, errno.EAGAIN: _NO_PROCESS}
 
 
-def _read_answer(answer: bytes, descriptor: int, pid: int, exit_status: int) -> tuple[int, float]:
+def _read_answer(answer: bytes, descriptor: int, pid: int, exit_status: int) -> tuple[int, float, int]:
     if not answer:
         detail = f"the process that attaches ended with status {exit_status} before it was done; look at process {pid}"
         raise KernelError("attach", errno.ECHILD, detail)
@@ -293,7 +296,7 @@ def _read_answer(answer: bytes, descriptor: int, pid: int, exit_status: int) -> 
         raise kind(*fields["arguments"])
     if descriptor < 0:
         raise KernelError("recvmsg", errno.EMFILE, _NO_DESCRIPTOR)
-    return descriptor, float(fields["stopped"])
+    return descriptor, float(fields["stopped"]), int(fields["exit_word"])
 
 
 def _shake_hands(uffd: Userfaultfd, features: int, wanted: int) -> None:

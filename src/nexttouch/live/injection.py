@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
-from ..linux import procfs
+from ..linux import control_block, procfs, remote
 from ..linux.pidfd import pidfd_getfd, pidfd_open
 from ..linux.process import Process
 from ..linux.ptrace import ARCHITECTURES, StoppedThread
@@ -67,6 +67,7 @@ _MORE_NUMBERS = {
         "socketpair": 53,
         "clone": 56,
         "wait4": 61,
+        "prctl": 157,
         "unshare": 272,
         "close_range": 436,
     },
@@ -74,6 +75,7 @@ _MORE_NUMBERS = {
         "ioctl": 29,
         "openat": 56,
         "unshare": 97,
+        "prctl": 167,
         "socketpair": 199,
         "recvmsg": 212,
         "munmap": 215,
@@ -87,6 +89,7 @@ _CLONE_VM, _CLONE_FILES, _CLOSE_RANGE_UNSHARE, _WALL = 0x100, 0x400, 1 << 1, 0x4
 _AT_FDCWD = -100
 _SCRATCH = 4096  # bytes of the target's scratch mapping: the kernel rounds up
 _READ_WRITE, _PRIVATE_ANONYMOUS = 0x1 | 0x2, 0x02 | 0x20
+_PR_GET_TID_ADDRESS = 40
 
 
 def main(arguments: list[str]) -> None:
@@ -95,8 +98,9 @@ def main(arguments: list[str]) -> None:
     _shield()
     descriptors = []
     try:
-        descriptor, stopped = take_userfaultfd(Process(pid, thread, pidfd=pidfd), instruction, lend=bool(lend))
-        answer: dict[str, object] = {"stopped": stopped}
+        process = Process(pid, thread, pidfd=pidfd)
+        descriptor, stopped, exit_word = take_userfaultfd(process, instruction, lend=bool(lend))
+        answer: dict[str, object] = {"stopped": stopped, "exit_word": exit_word}
         descriptors.append(descriptor)
     except NexttouchError as error:
         name = type(error).__name__
@@ -120,8 +124,10 @@ def interrupt(arguments: list[str]) -> None:
     os._exit(0)
 
 
-def take_userfaultfd(process: Process, instruction: int, *, lend: bool = False) -> tuple[int, float]:
-    """Make the thread of `process` open a userfaultfd; return it, and for how many seconds the thread stood still.
+def take_userfaultfd(process: Process, instruction: int, *, lend: bool = False) -> tuple[int, float, int]:
+    """Make the thread of `process` open a userfaultfd; return it, the seconds the thread stood still, its exit word.
+
+    The word is asked for where the thread has no control block as glibc's, and is 0 else.
 
     Args:
         process: through the thread that is to stand still.
@@ -140,14 +146,16 @@ def take_userfaultfd(process: Process, instruction: int, *, lend: bool = False) 
     # A seized thread keeps its id. With the process alive and the thread in it, no other one was mistaken for it.
     process.check()
     _warm_up()
+    ask = not control_block.exists(process)
     with _device(lend) as device:
         begin = time.perf_counter()
         target.stop(STOP_TIMEOUT)
         try:
             descriptor = _userfaultfd_of(target, process, device)
+            exit_word = _exit_word(target, process) if ask else 0
         finally:
             target.release()
-        return descriptor, time.perf_counter() - begin
+        return descriptor, time.perf_counter() - begin, exit_word
 
 
 def _check_since(process: Process) -> None:
@@ -249,6 +257,22 @@ def _check_descriptor(number: int, pid: int) -> None:
             raise TargetRefused(pid, "it has no file descriptor left; raise its limit (prlimit --nofile)")
         case error if error > 0:
             raise KernelError("userfaultfd", error, f"called in process {pid}")
+
+
+def _exit_word(target: StoppedThread, process: Process) -> int:
+    """Return the address at which the kernel stores 0 when `target` ends (set_tid_address(2)).
+
+    0 if there is none, or none can be found out: the program can map nothing more, or the kernel is one without
+    CONFIG_CHECKPOINT_RESTORE.
+    """
+    scratch = target.call(_number("mmap"), 0, _SCRATCH, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
+    if scratch < 0:
+        return 0
+    try:
+        target.call(_number("prctl"), _PR_GET_TID_ADDRESS, scratch)
+        return int.from_bytes(remote.read(process, scratch, 8), "little")
+    finally:
+        target.call(_number("munmap"), scratch, _SCRATCH)
 
 
 def _through_device(clone: StoppedThread, pid: int, pidfd: int, device: int) -> int:

@@ -91,6 +91,7 @@ def make_plan(
     mechanism: Mechanism | None = None,
     traps: tuple[Mechanism, ...] | None = None,
     always: bool = False,
+    exit_words: tuple[int, ...] = (),
 ) -> Plan:
     """Plan the migration of `spans` (byte addresses [start, end); None: all memory) of `process`.
 
@@ -103,6 +104,7 @@ def make_plan(
         mechanism: this one, and what it is not for stays.
         traps: what to choose from, the best first (None: what works here), and the rest moves eagerly.
         always: pages that are on a target node already move as well, to another frame.
+        exit_words: addresses whose pages are not trapped, see `exit_spans`.
 
     Raises:
         NoSuchProcess, NotPermitted: about `process`.
@@ -118,7 +120,7 @@ def make_plan(
     pieces = list(_pieces(plan, spans))
     if not process.own and any(smap.flags & _WATCHED for smap, _, _ in pieces):
         raise TargetRefused(process.pid, TAKEN)
-    ends = np.array([] if process.own else exit_spans(process), np.uint64).reshape(-1, 2)
+    ends = np.array([] if process.own else exit_spans(process, exit_words), np.uint64).reshape(-1, 2)
     each = find_each(process, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
         swapped = unseen_in_swap(smap, start, end)
