@@ -205,7 +205,7 @@ static bool answer(enum call call, int file, void *argument, int fault)
 	struct uffdio_copy *copy = argument;
 	struct uffdio_zeropage *zero = argument;
 	struct uffdio_move *move = argument;
-	bool parked;
+	bool parked, asking;
 	switch (call) {
 	case CALL_REGISTER: /* what is watched already is refused for want of memory alone */
 		return fault == ENOMEM || !is_watched(file, range->range.start);
@@ -219,7 +219,8 @@ static bool answer(enum call call, int file, void *argument, int fault)
 		return true;
 	case CALL_MOVE: /* the program can have discarded, pinned or locked its page, but none that is parked */
 		parked = move->src - injection.start >= injection.size;
-		if (parked && (fault == ENOENT || fault == EBUSY || fault == EINVAL))
+		asking = move->mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES; /* what is there, by moving nothing: no page in a hole */
+		if ((parked && (fault == ENOENT || fault == EBUSY || fault == EINVAL)) || (asking && fault == EEXIST))
 			return false;
 		move->move = -fault;
 		return true;
