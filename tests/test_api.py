@@ -28,9 +28,6 @@ MODULES = sorted(
     {name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "nexttouch.")} - PROGRAMS - {"nexttouch._core"}
 )
 
-NUMBER_OF_REASONS = 19
-OF_PYTHON_ALONE = {nt.Reason.PARTIAL, nt.Reason.UNTRAPPED, nt.Reason.NOT_MAPPED, nt.Reason.UNREACHED}
-
 
 @pytest.fixture(params=MODULES)
 def module(request: pytest.FixtureRequest) -> ModuleType:
@@ -198,22 +195,3 @@ def imported(found: ModuleType) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from [base] if node.module else [f"{base}.{alias.name}" for alias in node.names]
-
-
-# ---- Reasons ------------------------------------------------------------------------------------------------------
-
-
-def test_every_reason_has_a_sentence_of_its_own() -> None:
-    sentences = [each.sentence for each in nt.Reason]
-    assert len(set(sentences)) == len(sentences) == NUMBER_OF_REASONS
-    assert all(sentence and not sentence.endswith(".") for sentence in sentences)
-
-
-def test_reasons_have_the_numbers_of_the_core() -> None:
-    """The C core says why a page stays by number."""
-    text = (ROOT / "_core" / "internal.h").read_text(encoding="utf-8")
-    enumerators = text.partition("enum nt_reason {")[2].partition("}")[0]
-    names = [line.strip().partition(",")[0].partition(" ")[0] for line in enumerators.strip().split("\n")]
-    expected = [f"NT_{each.name}" for each in sorted(nt.Reason) if each not in OF_PYTHON_ALONE]
-    assert names == expected
-    assert [int(each) for each in sorted(nt.Reason)] == list(range(32, 32 + NUMBER_OF_REASONS))
