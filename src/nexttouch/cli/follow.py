@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..errors import InvalidArgument, NoSuchProcess, TargetRefused
 from ..linux.syscall import PAGE_SIZE
@@ -19,7 +19,7 @@ from .signals import Signals
 if TYPE_CHECKING:
     from ..live.follow import Follower, Round
 
-__all__ = ["add_parser", "add_rounds", "follow", "run"]
+__all__ = ["Rounds", "add_parser", "add_rounds", "follow", "run"]
 
 _DESCRIPTION = """\
 Have the memory of process PID follow its users. Again and again all its pages are made traps for a while, to see which
@@ -73,40 +73,69 @@ def add_rounds(parser: argparse._ActionsContainer) -> None:
     )
 
 
+class Rounds(NamedTuple):
+    """How rounds go: for how many seconds each, after which so many bytes move at most, and what `Follower` takes."""
+
+    every: float
+    cap: int | None
+    window: int
+    mechanism: str | None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Rounds:
+        """Read the options that `add_rounds` has added.
+
+        Raises:
+            InvalidArgument: one of them makes no sense.
+            FeatureMissing: the kernel lacks the mechanism.
+        """
+        from ..live.mechanisms import foreign
+        from ..live.options import Options
+
+        every = parse_duration(options.every, argument="--every")
+        if not every:
+            raise InvalidArgument("--every", f"is {options.every!r}, but a round has to last")
+        cap = parse_size(options.cap, argument="--cap") if options.cap is not None else None
+        if cap == 0:
+            raise InvalidArgument("--cap", f"is {options.cap!r}, but then nothing would ever move")
+        Options(window=options.window).check()
+        foreign(options.mechanism)
+        return cls(every, cap, options.window, options.mechanism)
+
+
 def run(options: argparse.Namespace) -> int:
     """Follow until the rounds are over, a signal comes or the process ends; return the exit status."""
     if options.rounds is not None and options.rounds < 1:
         raise InvalidArgument("--rounds", f"is {options.rounds}, but has to be 1 or more")
+    how = Rounds.of(options)
     with Signals() as signals:
-        return follow(options.pid, options, signals, rounds=options.rounds, as_json=options.json)
+        return follow(options.pid, how, signals, most=options.rounds, as_json=options.json)
 
 
 def follow(
     pid: int,
-    options: argparse.Namespace,
+    how: Rounds,
     signals: Signals,
     *,
-    rounds: int | None = None,
+    most: int | None = None,
     as_json: bool = False,
     ended: Callable[[], bool] = lambda: False,
     file: TextIO | None = None,
 ) -> int:
     """Have the memory of `pid` follow its users, and print each round to `file` (None: the output); return the status.
 
-    `ended` says whether the process is to be taken for ended, beside that it has.
+    There are `most` rounds, None for no end. `ended` says whether the process is to be taken for ended, beside that it
+    has.
     """
     from ..live.follow import Follower
-    from ..live.mechanisms import best_foreign, named
+    from ..live.mechanisms import foreign
 
-    every = parse_duration(options.every, argument="--every")
-    cap = parse_size(options.cap, argument="--cap") if options.cap is not None else None
-    trap = best_foreign() if options.mechanism is None else named(options.mechanism)
-    if trap.traps != "any touch" and not as_json:
+    if foreign(how.mechanism).traps != "any touch" and not as_json:
         print(f"note: {STORES_ONLY}", file=sys.stderr, flush=True)
-    with Follower(pid, window=options.window, most=cap, mechanism=options.mechanism) as follower:
+    with Follower(pid, window=how.window, most=how.cap, mechanism=how.mechanism) as follower:
         signals.hold_interrupts()
         number = 0
-        while rounds is None or number < rounds:
+        while most is None or number < most:
             number += 1
             try:
                 follower.arm()
@@ -118,7 +147,7 @@ def follow(
                 if not follower.process_ended:
                     raise
                 break
-            by = _wait(follower, every, signals, ended)
+            by = _wait(follower, how.every, signals, ended)
             if by:
                 return 128 + by
             found = follower.move()

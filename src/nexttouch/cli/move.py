@@ -192,14 +192,14 @@ def _nodes_text(result: MoveResult) -> str:
 
 def _move_lazily(options: argparse.Namespace, nodes: tuple[int, ...] | None) -> int:
     from ..live.attach import attach
-    from ..live.mechanisms import best_foreign, named
+    from ..live.mechanisms import foreign
 
     deadline = parse_duration(options.deadline, argument="--deadline") if options.deadline is not None else None
     rate = parse_rate(options.rate, argument="--rate") if options.rate is not None else None
     if options.no_sweep and deadline is None:
         raise InvalidArgument("--no-sweep", "needs --deadline: pages that no thread touches would wait for ever")
     window = 64 if options.window is None else options.window
-    trap = best_foreign() if options.mechanism is None else named(options.mechanism)
+    trap = foreign(options.mechanism)
     if nodes is None and trap.traps != "any touch" and not options.json:
         print(f"note: {STORES_ONLY}", file=sys.stderr)
     with Signals() as signals:

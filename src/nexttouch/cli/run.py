@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidArgument, NexttouchError
 from ..linux import mempolicy
 from ..topology import check_target, topology
-from .follow import add_rounds, follow
+from .follow import Rounds, add_rounds, follow
 from .paragraphs import Paragraphs
 from .signals import Signals
 
@@ -97,6 +97,7 @@ def _cannot(command: list[str], error: OSError) -> int:
 def _follow(options: argparse.Namespace) -> int:
     import subprocess
 
+    how = Rounds.of(options)
     with Signals() as signals:
         try:
             child = subprocess.Popen(options.command)
@@ -107,7 +108,7 @@ def _follow(options: argparse.Namespace) -> int:
             while child.poll() is None and signals.interrupted() is None:
                 follow(
                     child.pid,
-                    options,
+                    how,
                     signals,
                     as_json=options.json,
                     ended=lambda: child.poll() is not None,

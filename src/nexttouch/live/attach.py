@@ -11,7 +11,7 @@ from ..errors import InvalidArgument, KernelError, TargetRefused
 from ..linux.process import Process
 from ..topology import check_target
 from .descriptor import TAKEN, acquire, check
-from .mechanisms import Mechanism, asked_for, best_foreign
+from .mechanisms import Mechanism, foreign
 from .migration import Migration
 from .options import Options
 from .plan import make_plan
@@ -78,7 +78,7 @@ def attach(
         if rate:
             raise InvalidArgument("rate", f"is {rate!r}, but without a target node there is no sweep; leave it out")
         options = replace(options, rate=0)
-    trap = _mechanism(mechanism)
+    trap = foreign(mechanism)
     targets = () if isinstance(to, str) and to == "toucher" else check_target(to)
     process = Process.open(pid, needs_pidfd=True)
     try:
@@ -95,16 +95,7 @@ def observe(process: Process, *, window: int = 64, mechanism: str | None = None)
     """
     options = Options("thread", window, rate=0, observe=True)
     options.check()
-    return _attach(process, (), options, _mechanism(mechanism), always=False, lend=False)
-
-
-def _mechanism(name: str | None) -> Mechanism:
-    if name is None:
-        return best_foreign()
-    mechanism = asked_for(name)
-    if not mechanism.foreign:
-        raise InvalidArgument("mechanism", f"is {name!r}, which works within one process only")
-    return mechanism
+    return _attach(process, (), options, foreign(mechanism), always=False, lend=False)
 
 
 # What is returned closes `process` at its end.

@@ -12,7 +12,7 @@ from .relocate import RELOCATE
 from .rwp import RWP
 from .write_protect import WRITE_PROTECT
 
-__all__ = ["MECHANISMS", "Mechanism", "asked_for", "best_foreign", "named", "userfaultfd_features", "working"]
+__all__ = ["MECHANISMS", "Mechanism", "asked_for", "foreign", "named", "userfaultfd_features", "working"]
 
 MECHANISMS = (RWP, RELOCATE, WRITE_PROTECT)
 """All there are; a mapping gets the first that works here and is for it."""
@@ -33,13 +33,6 @@ def working(features: Feature) -> tuple[Mechanism, ...]:
     ['rwp']
     """
     return tuple(mechanism for mechanism in MECHANISMS if mechanism.features in features)
-
-
-def best_foreign() -> Mechanism:
-    """Return the best mechanism for another process's memory; where none works, the one that asks for the least."""
-    features = userfaultfd_features()
-    foreign = [mechanism for mechanism in MECHANISMS if mechanism.foreign]
-    return next((mechanism for mechanism in foreign if mechanism.features in features), foreign[-1])
 
 
 def named(name: object, *, argument: str = "mechanism") -> Mechanism:
@@ -70,4 +63,26 @@ def asked_for(name: object, *, argument: str = "mechanism") -> Mechanism:
     if lacking:
         remedy = f"use Linux {mechanism.since} or newer, or leave the choice of the mechanism to nexttouch"
         raise FeatureMissing(f"mechanism {mechanism.name}", f"this kernel's userfaultfd lacks {lacking.name}", remedy)
+    return mechanism
+
+
+def foreign(name: object = None) -> Mechanism:
+    """Return the mechanism for another process's memory that a user named, or the best (None).
+
+    Where none works that is the one which asks for the least: opening a descriptor tells what is missing.
+
+    >>> foreign("write_protect").traps
+    'stores'
+
+    Raises:
+        InvalidArgument: naming "mechanism"; there is none of that name, or it works within one process only.
+        FeatureMissing: the kernel lacks the one that was named.
+    """
+    if name is None:
+        features = userfaultfd_features()
+        able = [mechanism for mechanism in MECHANISMS if mechanism.foreign]
+        return next((mechanism for mechanism in able if mechanism.features in features), able[-1])
+    mechanism = asked_for(name)
+    if not mechanism.foreign:
+        raise InvalidArgument("mechanism", f"is {name!r}, which works within one process only")
     return mechanism
