@@ -6,9 +6,10 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidArgument, NexttouchError
+from ..errors import InvalidArgument, NexttouchError, NoSuchProcess
 from ..linux import mempolicy
 from ..topology import check_target, topology
 from .follow import Rounds, add_rounds, follow
@@ -106,14 +107,15 @@ def _follow(options: argparse.Namespace) -> int:
         signals.hold_interrupts()
         try:
             while child.poll() is None and signals.interrupted() is None:
-                follow(
-                    child.pid,
-                    how,
-                    signals,
-                    as_json=options.json,
-                    ended=lambda: child.poll() is not None,
-                    file=sys.stderr,
-                )
+                with suppress(NoSuchProcess):  # it became another program before the first round: that one is followed
+                    follow(
+                        child.pid,
+                        how,
+                        signals,
+                        as_json=options.json,
+                        ended=lambda: child.poll() is not None,
+                        file=sys.stderr,
+                    )
         except NexttouchError as error:
             if child.poll() is None:
                 print(f"nexttouch: {error}; the command runs on by itself", file=sys.stderr, flush=True)
@@ -124,10 +126,12 @@ def _follow(options: argparse.Namespace) -> int:
 def _wait(child: subprocess.Popen[bytes], signals: Signals) -> int:
     import subprocess
 
+    told = False
     while True:
         by = signals.interrupted()
-        if by is not None and by != signal.SIGINT and child.poll() is None:
+        if by is not None and by != signal.SIGINT and not told:
             child.send_signal(by)
+            told = True
         try:
             status = child.wait(0.1)
         except subprocess.TimeoutExpired:
