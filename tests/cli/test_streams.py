@@ -167,7 +167,7 @@ def test_a_signal_gives_everything_back(
         migrator.send_signal(number)
         out, err = migrator.communicate(timeout=TIMEOUT)
     assert migrator.returncode == status
-    assert err in (f"{by}: every page that was still protected has been given back\n", "")
+    assert err in (f"{by}: every page that was still a trap has been given back\n", "")
     if err:  # it was past the attaching itself
         assert "the migration was cancelled first" in out or '"cancelled": ' in out
     assert not watched(target.pid)
@@ -232,7 +232,7 @@ def test_a_lazy_move_whose_end_fails(target: subprocess.Popen[str]) -> None:
 def test_ctrl_c_while_everything_is_armed(target: subprocess.Popen[str]) -> None:
     words = ["move", str(target.pid), "--to", "0", "--lazy", "--rate", "1MiB/s"]
     shown, _ = on_a_terminal(words, lambda text: "%)" in text)
-    assert "interrupted: every page that was still protected has been given back" in shown
+    assert "interrupted: every page that was still a trap has been given back" in shown
     assert not watched(target.pid)
     assert target.communicate(timeout=TIMEOUT)[0] == "True\n"
 

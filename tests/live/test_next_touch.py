@@ -334,7 +334,9 @@ def test_pages_that_another_process_maps_too_stay() -> None:
         ({"window": 1.5}, "window"),
         ({"service": "fast"}, "service"),
         ({"mechanism": "eager"}, "mechanism"),
-        ({"x": 4711}, "x"),
+        ({"x": -1}, "pid"),
+        ({"x": 1, "service": "inline"}, "service"),
+        ({"x": True}, "x"),
         ({"x": np.empty(0)}, "x"),
         ({"x": None}, "x"),
     ],
@@ -345,6 +347,11 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], name: str) -> None
     with pytest.raises(nt.InvalidArgument, match=rf"^{name} ") as wrong:
         nt.next_touch(**call)
     assert wrong.value.argument == name
+
+
+def test_an_integer_is_a_process(dead: int) -> None:
+    with pytest.raises(nt.NoSuchProcess):
+        nt.next_touch(dead)
 
 
 _ELSEWHERE = """
