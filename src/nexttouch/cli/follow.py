@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..errors import InvalidArgument, NoSuchProcess, TargetRefused
 from ..linux.syscall import PAGE_SIZE
+from ..printable import printable
 from ..quantities import format_count, format_size, parse_duration, parse_size
 from .move import STORES_ONLY
 from .paragraphs import Paragraphs
@@ -176,7 +177,8 @@ def _line(found: Round) -> str:
     ]
     if found.held_back:
         parts.append(f"{_pages(found.held_back)} held back by --cap")
-    parts += [f"{format_count(count)} stay in {name}: they go to and fro" for name, count in found.ping_pong.items()]
+    for name, count in found.ping_pong.items():
+        parts.append(f"{format_count(count)} stay in {printable(name)}: they go to and fro")
     parts += [f"{format_count(count)} stayed: {reason.sentence}" for reason, count in found.left.items()]
     return "; ".join(parts)
 

@@ -7,7 +7,9 @@ for more than its trap. Which pages move is decided by `nexttouch.policy`; what 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
@@ -75,12 +77,13 @@ class Follower:
         pid: the process.
         window: most pages that one touch makes accessible, and speaks for. Large windows cost the program fewer traps
             and blur who uses what.
-        most: bytes that a round moves at most, None for no limit.
+        most: bytes that a round moves at most, None for no limit. A huge page that is larger moves alone.
         mechanism: as `attach`.
 
+    >>> import time
     >>> with Follower(pid) as follower:
     ...     follower.arm()
-    ...     time.sleep(10)
+    ...     time.sleep(0.1)
     ...     follower.move().moved
     0
 
@@ -95,12 +98,12 @@ class Follower:
         if most is not None and not (is_number(most) and most > 0):
             raise InvalidArgument("most", f"is {most!r}, but has to be a positive number of bytes")
         self._window = window
-        self._most = None if most is None else max(1, int(most) // PAGE_SIZE)
+        self._most = None if most in (None, math.inf) else max(1, int(most) // PAGE_SIZE)
         self._mechanism = mechanism
         self._process = Process.open(pid, needs_pidfd=True)
         self._round = 0
         self._observed: Migration | None = None
-        self._known = np.empty(0, np.uint64)
+        self._seen = Pages.joined([])
         self._touched = np.empty(0, np.int16)
         self._moves = np.empty(0, np.int64)
 
@@ -138,7 +141,7 @@ class Follower:
         pages, touched = observed._running.touches()
         done = Round(self._round, pages=pages.count, stopped=observed.stats.stopped)
         self._count(done, pages, touched)
-        self._recall(pages.addresses)
+        self._recall(pages)
         wanted = two_touch(pages.nodes.astype(np.int16), self._touched, touched)
         self._touched = np.where(touched == STAY, self._touched, touched).astype(np.int16)
         self._leave(done, pages, wanted)
@@ -168,25 +171,29 @@ class Follower:
         done.touched = int(pages.units[seen].sum())
         done.remote = int(pages.units[seen & (touched != pages.nodes)].sum())
 
-    # What is known of the pages at `addresses`, of which each is there once; of others nothing is kept.
-    def _recall(self, addresses: NDArray[np.uint64]) -> None:
-        order = np.argsort(addresses)
-        _, ours, known = np.intersect1d(addresses, self._known, assume_unique=True, return_indices=True)
-        touched, moves = np.full(len(order), STAY, np.int16), np.zeros(len(order), np.int64)
-        touched[ours], moves[ours] = self._touched[known], self._moves[known]
-        self._known, self._touched, self._moves = addresses, touched, moves
+    # What is known of `pages`, of which each is there once; of others nothing is kept. One that is on another node than
+    # in the last round has moved: that it was to says nothing.
+    def _recall(self, pages: Pages) -> None:
+        both = np.intersect1d(pages.addresses, self._seen.addresses, assume_unique=True, return_indices=True)
+        _, now, before = both
+        touched, moves = np.full(len(pages), STAY, np.int16), np.zeros(len(pages), np.int64)
+        touched[now] = self._touched[before]
+        moves[now] = self._moves[before] + (pages.nodes[now] != self._seen.nodes[before])
+        self._seen, self._touched, self._moves = pages, touched, moves
 
     # Pages that have moved often enough are named, and left.
     def _leave(self, done: Round, pages: Pages, wanted: NDArray[np.int16]) -> None:
         often = ping_pong(self._moves, MOST_MOVES)
         wanted[often] = STAY
-        if often.any() and self._process.there:
-            done.ping_pong = _by_mapping(self._process, pages.those(often))
+        if often.any():
+            with suppress(NoSuchProcess):
+                done.ping_pong = _by_mapping(self._process, pages.those(often))
 
     def _move(self, done: Round, pages: Pages, wanted: NDArray[np.int16]) -> None:
         chosen = np.flatnonzero(wanted != STAY)
         if self._most is not None:
             within = np.cumsum(pages.units[chosen], dtype=np.int64) <= self._most
+            within[:1] = True
             done.held_back = int(pages.units[chosen[~within]].sum())
             chosen = chosen[within]
         if not len(chosen):
@@ -196,15 +203,15 @@ class Follower:
         result = eager.move_pages(self._process, pages.those(mask), wanted[mask])
         if result.ended is not None and not isinstance(result.ended, NoSuchProcess):
             raise result.ended
-        self._moves[chosen] += 1
         done.moved, done.left = result.moved, result.left
 
 
 def _by_mapping(process: Process, pages: Pages) -> dict[str, int]:
     found: Counter[str] = Counter()
     mappings = procfs.mappings(process)
-    starts = np.array([mapping.start for mapping in mappings], np.uint64)
-    places = np.searchsorted(starts, pages.addresses, side="right") - 1
-    for place, units in zip(places.tolist(), pages.units.tolist(), strict=True):
-        found[mappings[place].path or mappings[place].kind.value] += units
+    ends = np.array([mapping.end for mapping in mappings], np.uint64)
+    places = np.searchsorted(ends, pages.addresses, side="right")
+    for place, address, units in zip(places.tolist(), pages.addresses.tolist(), pages.units.tolist(), strict=True):
+        if place < len(mappings) and mappings[place].start <= address:  # or it was unmapped meanwhile
+            found[mappings[place].path or mappings[place].kind.value] += units
     return dict(found.most_common())
