@@ -314,8 +314,7 @@ def test_a_program_that_ends(binaries: dict[str, Path], end: str, how: dict[str,
                 os.kill(program.pid, signal.SIGKILL)
             assert program.process.wait(HANG) == (0 if end == "exit" else -signal.SIGKILL)
             assert program.failures == 0
-            ended(migration)
-            assert migration.process_ended or not how  # it may have been done before
+            ended(migration)  # by the program's end, or by its last touch before that
 
 
 ENDED = (" does not exist", " ended ", " cannot be attached to: it has ended already")
