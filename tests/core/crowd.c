@@ -2,9 +2,8 @@
  * More threads wait in faults than the pager reads messages at a time, while the program discards memory. And the sweep
  * hears of the faults.
  *
- * usage: crowd THREADS. Exit 0 when every word was as it has to be, 1 with what was wrong; killed when it hangs.
+ * usage: crowd THREADS WAY. Exit 0 when every word was as it has to be, 1 with what was wrong; killed when it hangs.
  */
-#include <math.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,12 +13,13 @@
 #include <unistd.h>
 
 #include "../../src/nexttouch/_core/internal.h"
+#include "ways.h"
 
 #define PAGE 4096u
 #define PAGES_EACH 32
 #define DISCARDS 16
 #define STACK_SIZE (1 << 15)
-#define HANG 60
+#define HANG 120
 #define LONG_STEP (1ull << 50)
 #ifdef __SANITIZE_THREAD__
 #define PACED 0 /* the pace is the pager's thread's, and this one meddles with it */
@@ -39,21 +39,14 @@ static void *touch(void *argument)
 	return NULL;
 }
 
-static struct nt_pager *migrate(uint64_t pages, struct nt_error *error)
+static struct nt_pager *migrate(const char *way, uint64_t pages, struct nt_error *error)
 {
-	static const int nodes[] = {0}, cpu_nodes[] = {0};
 	int16_t *origins = malloc(pages * sizeof *origins);
 	struct nt_run run = {(uint64_t)(uintptr_t)memory, pages, 1};
 	struct nt_range range = {run.start, pages * PAGE};
-	struct nt_options options = {.mechanism = NT_RELOCATE,
-				     .uffd = -1,
-				     .alive_fd = -1,
-				     .nodes = nodes,
-				     .nodes_count = 1,
-				     .cpu_nodes = cpu_nodes,
-				     .cpus = 1,
-				     .window = 1,
-				     .deadline = INFINITY};
+	struct nt_options options = options_of(way);
+	options.window = 1;
+	options.rate = 0;
 	memset(origins, 0xff, pages * sizeof *origins);
 	struct nt_pager *pager = nt_pager_new(&options, &run, 1, &range, 1, origins, error);
 	free(origins);
@@ -62,11 +55,14 @@ static struct nt_pager *migrate(uint64_t pages, struct nt_error *error)
 
 int main(int count, char **arguments)
 {
-	size_t crowd = count > 1 ? strtoul(arguments[1], NULL, 10) : 0;
+	size_t crowd = count > 2 ? strtoul(arguments[1], NULL, 10) : 0;
 	uint64_t touched = crowd * PAGES_EACH, pages = touched + DISCARDS;
 	pthread_t *threads = calloc(crowd, sizeof *threads);
 	pthread_attr_t small;
 	struct nt_error error = {0};
+	if (!crowd)
+		return 2;
+	need(arguments[2]);
 	alarm(HANG);
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
@@ -77,7 +73,7 @@ int main(int count, char **arguments)
 	for (size_t number = 0; number < crowd; number++)
 		if (pthread_create(&threads[number], &small, touch, (void *)number))
 			return printf("thread %zu did not start\n", number), 1;
-	struct nt_pager *pager = migrate(pages, &error);
+	struct nt_pager *pager = migrate(arguments[2], pages, &error);
 	if (!pager)
 		return printf("%s: %s\n", error.call, strerror(error.number)), 1;
 	if (PACED)

@@ -1,7 +1,7 @@
 /*
  * Two pagers in one process, whose mappings move to each other's places while both are at work.
  *
- * usage: exchanged SERVICE ROUNDS. Exit 0 and a line of counts; 1 with the first word that was wrong, 3 for a hang.
+ * usage: exchanged WAY ROUNDS. Exit 0 and a line of counts; 1 with the first word that was wrong, 3 for a hang.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -12,10 +12,10 @@
 #define PAIRS 16u
 #define PAGES 8u
 #define SIZE (PAGES * (size_t)PAGE)
-#define HANG 60
+#define HANG 120
 
 static uint64_t *places[PAIRS][3]; /* of the first pager's mapping, the second's, and a third one that is free */
-static const char *service;
+static const char *way;
 static struct nt_pager *pagers[2];
 static long round_number;
 
@@ -25,7 +25,7 @@ static void say_where(void)
 	for (unsigned number = 0; number < 2; number++)
 		if (pagers[number])
 			count_states(pagers[number], counts);
-	dprintf(STDOUT_FILENO, "%s, round %ld, states", service, round_number);
+	dprintf(STDOUT_FILENO, "%s, round %ld, states", way, round_number);
 	print_states(counts);
 }
 
@@ -92,12 +92,13 @@ int main(int count, char **arguments)
 	pthread_t thread;
 	if (count < 3)
 		return 2;
-	service = arguments[1];
+	way = arguments[1];
+	need(way);
 	for (; round_number < strtol(arguments[2], NULL, 10); round_number++) {
 		hang_after(HANG);
 		map_all(plans);
 		for (unsigned number = 0; number < 2; number++) {
-			struct nt_options options = options_of(service);
+			struct nt_options options = options_of(way);
 			options.rate = round_number % 2 ? 1e7 : 0;
 			pagers[number] = begin(&options, &plans[number], &error);
 			CHECK(pagers[number], "%s: %s", error.call, strerror(error.number));

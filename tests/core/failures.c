@@ -1,9 +1,9 @@
 /*
  * Every call of the core to the kernel fails once, in turn, in every way that it can, and is delayed once.
  *
- * usage: failures SCENARIO SERVICE [MOST]
+ * usage: failures SCENARIO WAY [MOST]
  *   SCENARIO  sweep | cancel | faults | remap | grow | unmap | discard | fork | huge
- *   SERVICE   thread | inline | protect
+ *   WAY       a mechanism's name, or with -inline behind it: see ways.h
  *   MOST      calls of one kind that something happens to, spread evenly over all; 0: all of them
  * Each run is a process: whatever failed, each page has to come to an end, each word to be right, and nothing of the
  * migration to be left, nor to hang. Exit 0 and a line of counts; 1 with each run that was not as it has to be.
@@ -23,8 +23,7 @@
 #define HUGE_PAGES 512u
 #define ROOMS 3u
 #define THREADS 2u
-#define HANG 20
-#define END 5
+#define HANG (2 * DONE_SECONDS)
 
 /* What a page holds, and where. */
 enum content { ORIGINAL, ZEROS, FRESH };
@@ -35,7 +34,7 @@ struct page {
 };
 
 struct run {
-	const char *scenario, *service;
+	const char *scenario, *way;
 	enum call call;
 	uint64_t nth;
 	int fault;
@@ -67,7 +66,7 @@ static const char *name_of(int fault)
 static void say_where(void)
 {
 	uint64_t counts[256] = {0};
-	dprintf(STDOUT_FILENO, "  %s %s: %s number %lu", now->scenario, now->service, call_kinds[now->call].name, now->nth);
+	dprintf(STDOUT_FILENO, "  %s %s: %s number %lu", now->scenario, now->way, call_kinds[now->call].name, now->nth);
 	dprintf(STDOUT_FILENO, " %s; states", now->nth ? name_of(now->fault) : "is left alone");
 	if (pager)
 		count_states(pager, counts);
@@ -237,7 +236,7 @@ static void see_through(const struct scenario *scenario, bool huge)
 {
 	static struct plan plan;
 	struct nt_error error = {0};
-	struct nt_options options = options_of(now->service);
+	struct nt_options options = options_of(now->way);
 	options.window = 4;
 	options.rate = scenario->rate;
 	options.toucher = scenario->toucher;
@@ -246,11 +245,11 @@ static void see_through(const struct scenario *scenario, bool huge)
 	plan.runs[0].unit = huge ? HUGE_PAGES : 1;
 	pager = begin(&options, &plan, &error);
 	CHECK(pager || now->nth, "%s: %s", error.call, strerror(error.number));
-	CHECK(!pager || nt_pager_wait(pager, NT_SERVING, END), "it does not arm");
+	CHECK(!pager || nt_pager_wait(pager, NT_SERVING, DONE_SECONDS), "it does not arm");
 	scenario->run();
 	if (pager && scenario->rate == 0)
 		nt_pager_cancel(pager);
-	CHECK(!pager || nt_pager_wait(pager, NT_DONE, END), "it does not end");
+	CHECK(!pager || nt_pager_wait(pager, NT_DONE, DONE_SECONDS), "it does not end");
 	uint64_t counts[256] = {0};
 	if (pager)
 		count_states(pager, counts);
@@ -319,8 +318,9 @@ int main(int count, char **arguments)
 	if (count < 3 || scenario == end)
 		return 2;
 	uint64_t most = count > 3 ? strtoull(arguments[3], NULL, 10) : 0, runs = 0, right = 0, calls[CALLS];
+	need(arguments[2]);
 	now = mmap(NULL, sizeof *now, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	*now = (struct run){.scenario = arguments[1], .service = arguments[2]};
+	*now = (struct run){.scenario = arguments[1], .way = arguments[2]};
 	if (!run_apart(scenario))
 		return 1;
 	memcpy(calls, now->calls, sizeof calls);

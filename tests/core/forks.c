@@ -2,7 +2,7 @@
  * Threads fork while others begin and end pagers: who forks must not look at a pager that is gone, and the child has every
  * page.
  *
- * usage: forks SERVICE ROUNDS. Exit 0 and a line of counts; 1 with what was wrong, 3 for a hang.
+ * usage: forks WAY ROUNDS. Exit 0 and a line of counts; 1 with what was wrong, 3 for a hang.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -16,7 +16,7 @@
 #define PAGES 16u
 #define HANG 240
 
-static const char *service;
+static const char *way;
 static long rounds;
 static uint64_t *memories[PAIRS];
 static _Atomic uint64_t migrations, forks;
@@ -39,7 +39,7 @@ static void *migrate(void *argument)
 {
 	struct plan *plan = calloc(1, sizeof *plan);
 	for (long round = 0; round < rounds; round++) {
-		struct nt_options options = options_of(service);
+		struct nt_options options = options_of(way);
 		struct nt_error error = {0};
 		int16_t anywhere[PAGES];
 		memset(anywhere, 0xff, sizeof anywhere);
@@ -77,7 +77,8 @@ int main(int count, char **arguments)
 	pthread_t threads[PAIRS][2];
 	if (count < 3)
 		return 2;
-	service = arguments[1];
+	way = arguments[1];
+	need(way);
 	rounds = strtol(arguments[2], NULL, 10);
 	hang_after(HANG);
 	for (unsigned pair = 0; pair < PAIRS; pair++) {

@@ -48,6 +48,7 @@ const struct call_kind call_kinds[CALLS] = {
 	[CALL_ZEROPAGE] = {"UFFDIO_ZEROPAGE", {EAGAIN, EEXIST, ENOMEM}},
 	[CALL_MOVE] = {"UFFDIO_MOVE", {EAGAIN, EEXIST, ENOMEM, ENOENT, EBUSY, EINVAL}},
 	[CALL_WRITEPROTECT] = {"UFFDIO_WRITEPROTECT", {EAGAIN, ENOMEM}},
+	[CALL_RWPROTECT] = {"UFFDIO_RWPROTECT", {EAGAIN, ENOMEM, ENOENT}},
 	[CALL_OTHER_IOCTL] = {"ioctl", {ENOMEM}},
 	[CALL_MMAP] = {"mmap", {ENOMEM}},
 	[CALL_MUNMAP] = {"munmap", {ENOMEM}},
@@ -186,6 +187,8 @@ static enum call ioctl_call(unsigned long request)
 		return CALL_MOVE;
 	case UFFDIO_WRITEPROTECT:
 		return CALL_WRITEPROTECT;
+	case UFFDIO_RWPROTECT:
+		return CALL_RWPROTECT;
 	default:
 		return CALL_OTHER_IOCTL;
 	}

@@ -2,7 +2,7 @@
  * While a migration ends the program moves, or makes larger, what migrates: of no mapping is anything left behind, neither
  * that it is watched nor that children do not get it.
  *
- * usage: left_behind SERVICE ROUNDS SEED. Exit 0 and a line of counts; 1 with what is left, 3 for a hang.
+ * usage: left_behind WAY ROUNDS SEED. Exit 0 and a line of counts; 1 with what is left, 3 for a hang.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@
 #define PAGES 32u
 #define ROOM (4 * PAGES) /* pages from one to the next */
 #define SIZE (PAGES * (size_t)PAGE)
-#define HANG 60
+#define HANG 120
 
 static uint8_t *area; /* two rooms for each mapping */
 static size_t area_size;
@@ -95,6 +95,7 @@ int main(int count, char **arguments)
 	area_size = 2 * MAPPINGS * ROOM * (size_t)PAGE;
 	area = mmap(NULL, area_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	CHECK(area != MAP_FAILED, "mmap: %s", strerror(errno));
+	need(arguments[1]);
 	pthread_barrier_init(&turn, NULL, 2);
 	for (; round_number < strtol(arguments[2], NULL, 10); round_number++) {
 		struct nt_options options = options_of(arguments[1]);

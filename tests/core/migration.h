@@ -2,12 +2,11 @@
 #ifndef NT_MIGRATION_H
 #define NT_MIGRATION_H
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../src/nexttouch/_core/pager.h"
 #include "checked.h"
+#include "ways.h"
 
 #define MOST_RUNS 1024
 #define MOST_PAGES (1u << 16)
@@ -17,23 +16,6 @@ struct plan {
 	struct nt_range ranges[MOST_RUNS];
 	size_t runs_count, ranges_count;
 };
-
-/* Every page moves to node 0, wherever it is; `service` is thread, inline or protect. */
-static inline struct nt_options options_of(const char *service)
-{
-	static const int nodes[] = {0}, cpu_nodes[] = {0, 0};
-	return (struct nt_options){.mechanism = strcmp(service, "protect") == 0 ? NT_PROTECT : NT_RELOCATE,
-				   .service = strcmp(service, "inline") == 0 ? NT_INLINE : NT_THREAD,
-				   .uffd = -1,
-				   .alive_fd = -1,
-				   .nodes = nodes,
-				   .nodes_count = 1,
-				   .cpu_nodes = cpu_nodes,
-				   .cpus = 2,
-				   .window = 16,
-				   .rate = INFINITY,
-				   .deadline = INFINITY};
-}
 
 static inline int by_address(const void *one, const void *other)
 {

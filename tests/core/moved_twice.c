@@ -2,7 +2,7 @@
  * A mapping that moves twice in a row frees an address which another thread's mapping takes, before the pager comes to stop
  * watching there: it must not stop watching the other one, whose pages would be zeros.
  *
- * usage: moved_twice SERVICE ROUNDS. Exit 0, 1 with the first page that was wrong, 3 for a hang.
+ * usage: moved_twice WAY ROUNDS. Exit 0, 1 with the first page that was wrong, 3 for a hang.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@
 #define EACH 120
 #define PAGES 4u
 #define SIZE (PAGES * (size_t)PAGE)
-#define HANG 60
+#define HANG 120
 
 static uint64_t *mappings[THREADS][EACH];
 static uint8_t *guards[THREADS * EACH]; /* pages without access that keep the mappings apart */
@@ -90,6 +90,7 @@ int main(int count, char **arguments)
 	pthread_t threads[THREADS];
 	if (count < 3)
 		return 2;
+	need(arguments[1]);
 	pthread_barrier_init(&turn, NULL, THREADS + 1);
 	for (uintptr_t thread = 0; thread < THREADS; thread++)
 		pthread_create(&threads[thread], NULL, work, (void *)thread);

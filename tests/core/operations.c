@@ -1,8 +1,8 @@
 /*
  * Random operations on memory that migrates, those that fail among them, and a model of every word.
  *
- * usage: operations SERVICE OPERATIONS SEED
- *   SERVICE  thread | inline | protect
+ * usage: operations WAY OPERATIONS SEED
+ *   WAY  a mechanism's name, or with -inline behind it: see ways.h
  * Each thread moves, cuts, unmaps, discards, protects, locks, grows and touches pieces of its own, and words of its own in
  * pages of all. One or two pagers at a time have them all. Every few rounds the process has as many mappings as it may.
  * What an operation that fails leaves is what was there. With inject.c in the program a call of the core fails, too, in each
@@ -20,8 +20,7 @@
 
 #define OWNERS 3
 #define SHARED_PAGES 64u
-#define HANG 120
-#define DONE_SECONDS 20
+#define HANG (3 * DONE_SECONDS)
 #define SLACK 500 /* operations while a migration is cancelled */
 #define ROOM (4ul << 30)      /* that RLIMIT_AS leaves */
 #define TOO_MUCH (ROOM + ROOM / 2)
@@ -53,7 +52,7 @@ struct operation {
 	enum outcome (*run)(struct owner *owner);
 };
 
-static const char *service;
+static const char *way;
 static uint64_t seed;
 static struct owner owners[OWNERS];
 static uint64_t *shared; /* pages of all, with a word for each owner */
@@ -75,7 +74,7 @@ static void say_where(void)
 	uint64_t counts[256] = {0};
 	if (inject)
 		dprintf(STDOUT_FILENO, "%s number %u: %d; ", call_kinds[injected.call].name, injected.nth, injected.fault);
-	dprintf(STDOUT_FILENO, "%s, seed %lu, operation %lu, states", service, seed, atomic_load(&operations));
+	dprintf(STDOUT_FILENO, "%s, seed %lu, operation %lu, states", way, seed, atomic_load(&operations));
 	for (unsigned number = 0; number < 2; number++)
 		if (current[number])
 			count_states(current[number], counts);
@@ -592,7 +591,7 @@ static unsigned migrate(uint64_t *random, bool full)
 	plan_range(&plans[0], shared, SHARED_PAGES);
 	plan_run(&plans[0], shared, SHARED_PAGES);
 	for (unsigned number = 0; number < count; number++) {
-		struct nt_options options = options_of(service);
+		struct nt_options options = options_of(way);
 		struct nt_error error = {0};
 		options.window = 1u << below(random, 7);
 		options.rate = below(random, 3) ? 1e7 * (1 + below(random, 100)) : 0;
@@ -687,7 +686,7 @@ static void prepare(pthread_t threads[OWNERS])
 
 static void print_counts(uint64_t rounds, const uint64_t states[256])
 {
-	printf("operations %s: %lu in %lu migrations;", service, atomic_load(&operations), rounds);
+	printf("operations %s: %lu in %lu migrations;", way, atomic_load(&operations), rounds);
 	for (unsigned kind = 0; kind < KINDS; kind++) {
 		uint64_t sums[3] = {0};
 		for (unsigned number = 0; number < OWNERS; number++)
@@ -704,7 +703,8 @@ int main(int count, char **arguments)
 {
 	if (count < 4)
 		return 2;
-	service = arguments[1];
+	way = arguments[1];
+	need(way);
 	uint64_t wanted = strtoull(arguments[2], NULL, 10), states[256] = {0}, rounds = 0;
 	seed = strtoull(arguments[3], NULL, 10);
 	uint64_t random = seed * 0x9e3779b97f4a7c15u + 99;

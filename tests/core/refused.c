@@ -1,8 +1,8 @@
 /*
  * An unmapping that fails leaves what was there, although the kernel has told of it before it fails.
  *
- * usage: refused WAY CALL SERVICE
- *   WAY   sealed    the page behind is (mseal(2), Linux 6.10)
+ * usage: refused HOW CALL WAY
+ *   HOW   sealed    the page behind is (mseal(2), Linux 6.10)
  *         limit     more than RLIMIT_AS would be mapped over it; with mmap only
  *         mappings  the hole would make one mapping more than there may be
  *   CALL  munmap | mmap
@@ -17,8 +17,7 @@
 
 #define PAGES 64u
 #define SIZE (PAGES * (size_t)PAGE)
-#define HANG 60
-#define CANNOT 77
+#define HANG 120
 #define MSEAL 462
 #define MOST_MAPPINGS 1000000ul
 #define TOO_MUCH (1ul << 30)
@@ -77,8 +76,9 @@ int main(int count, char **arguments)
 	struct nt_error error;
 	if (count < 4)
 		return 2;
-	const char *way = arguments[1], *call = arguments[2];
+	const char *how = arguments[1], *call = arguments[2];
 	struct nt_options options = options_of(arguments[3]);
+	need(arguments[3]);
 	options.rate = 0;
 	hang_after(HANG);
 	area = mmap(NULL, 2 * TOO_MUCH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -92,11 +92,11 @@ int main(int count, char **arguments)
 	struct nt_pager *pager = begin(&options, &plan, &error);
 	CHECK(pager && nt_pager_wait(pager, NT_SERVING, HANG), "%s: %s", error.call, strerror(error.number));
 	int result = -1;
-	if (strcmp(way, "sealed") == 0)
+	if (strcmp(how, "sealed") == 0)
 		result = seal() ? unmap(call, area + SIZE / 2, SIZE / 2 + PAGE) : CANNOT;
-	else if (strcmp(way, "limit") == 0)
+	else if (strcmp(how, "limit") == 0)
 		result = limit() ? unmap(call, area, TOO_MUCH) : CANNOT;
-	else if (strcmp(way, "mappings") == 0)
+	else if (strcmp(how, "mappings") == 0)
 		result = fill_mappings() ? unmap(call, area + SIZE / 2, PAGE) : CANNOT;
 	if (result == CANNOT)
 		return CANNOT;

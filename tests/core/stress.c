@@ -1,13 +1,12 @@
 /*
  * The pager under fire, without Python: threads that read, write, discard, move, unmap and fork memory while it migrates.
  *
- * usage: stress SCENARIO SERVICE ROUNDS [SEED]
+ * usage: stress SCENARIO WAY ROUNDS [SEED]
  *   SCENARIO  words | huge | discard | remap | unmap | fork | cancel
- *   SERVICE   thread | inline | protect
+ *   WAY       a mechanism's name, or with -inline behind it: see ways.h
  * Exit 0 and one line of counts when every word was as the model says, 1 with what was wrong.
  */
 #include <errno.h>
-#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -17,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../src/nexttouch/_core/pager.h"
+#include "ways.h"
 
 #define PAGE 4096u
 #define WORDS (PAGE / sizeof(uint64_t))
@@ -173,10 +172,9 @@ static void *work(void *argument)
 	return NULL;
 }
 
-static struct nt_pager *migrate(bool huge, const char *service, double rate, struct nt_range *ranges)
+static struct nt_pager *migrate(bool huge, const char *way, double rate, struct nt_range *ranges)
 {
 	static int16_t origins[PAGES];
-	static const int nodes[] = {0}, cpu_nodes[] = {0, 0};
 	struct nt_error error;
 	struct nt_run runs[THREADS];
 	memset(origins, 0xff, sizeof origins);
@@ -196,17 +194,8 @@ static struct nt_pager *migrate(bool huge, const char *service, double rate, str
 		ranges[0] = (struct nt_range){(uint64_t)(uintptr_t)memory, PAGES * PAGE};
 		runs[0] = (struct nt_run){ranges[0].start, PAGES, HUGE_PAGES};
 	}
-	struct nt_options options = {.mechanism = strcmp(service, "protect") == 0 ? NT_PROTECT : NT_RELOCATE,
-				     .service = strcmp(service, "inline") == 0 ? NT_INLINE : NT_THREAD,
-				     .uffd = -1,
-				     .alive_fd = -1,
-				     .nodes = nodes,
-				     .nodes_count = 1,
-				     .cpu_nodes = cpu_nodes,
-				     .cpus = 2,
-				     .window = 16,
-				     .rate = rate,
-				     .deadline = INFINITY};
+	struct nt_options options = options_of(way);
+	options.rate = rate;
 	struct nt_pager *pager = nt_pager_new(&options, runs, parts, ranges, parts, origins, &error);
 	CHECK(pager, "%s: %s", error.call, strerror(error.number));
 	CHECK(nt_pager_start(pager, &error) == 0, "%s: %s", error.call, strerror(error.number));
@@ -217,9 +206,10 @@ int main(int count, char **arguments)
 {
 	if (count < 4)
 		return 2;
-	const char *scenario = arguments[1], *service = arguments[2];
+	const char *scenario = arguments[1], *way = arguments[2];
 	uint64_t seed = count > 4 ? strtoull(arguments[4], NULL, 10) : 1, reasons[256] = {0};
 	pthread_t threads[THREADS];
+	need(way);
 	memory = mmap(NULL, (PAGES + HUGE_PAGES) * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory += (HUGE_PAGES * PAGE - (uintptr_t)memory % (HUGE_PAGES * PAGE)) % (HUGE_PAGES * PAGE) / sizeof *memory;
 	madvise(memory, PAGES * PAGE, strcmp(scenario, "huge") == 0 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
@@ -236,16 +226,16 @@ int main(int count, char **arguments)
 	for (long round = 0; round < strtol(arguments[3], NULL, 10); round++) {
 		struct nt_range ranges[THREADS];
 		pthread_rwlock_wrlock(&planning);
-		struct nt_pager *pager = migrate(strcmp(scenario, "huge") == 0, service, 1e8 * (double)(1 + next_random(&random) % 20), ranges);
+		struct nt_pager *pager = migrate(strcmp(scenario, "huge") == 0, way, 1e8 * (double)(1 + next_random(&random) % 20), ranges);
 		pthread_rwlock_unlock(&planning);
 		current = pager;
-		bool ended = strcmp(scenario, "cancel") != 0 && nt_pager_wait(pager, NT_DONE, 20.0);
+		bool ended = strcmp(scenario, "cancel") != 0 && nt_pager_wait(pager, NT_DONE, DONE_SECONDS);
 		if (strcmp(scenario, "cancel") == 0) {
 			nt_pager_wait(pager, NT_DONE, (double)(next_random(&random) % 1000) * 1e-6);
 			nt_pager_cancel(pager);
-			ended = nt_pager_wait(pager, NT_DONE, 20.0);
+			ended = nt_pager_wait(pager, NT_DONE, DONE_SECONDS);
 		}
-		CHECK(ended, "round %ld: not done after 20 s", round);
+		CHECK(ended, "round %ld: not done after %d s", round, DONE_SECONDS);
 		size_t pages;
 		const uint8_t *states = nt_pager_states(pager, &pages);
 		for (size_t page = 0; page < pages; page++)
@@ -258,7 +248,7 @@ int main(int count, char **arguments)
 		pthread_join(threads[number], NULL);
 	for (unsigned number = 0; number < THREADS; number++)
 		check_own(&workers[number]);
-	printf("%s %s: %lu operations;", scenario, service, atomic_load(&operations));
+	printf("%s %s: %lu operations;", scenario, way, atomic_load(&operations));
 	for (unsigned state = 0; state < 256; state++)
 		if (reasons[state])
 			printf(" %u:%lu", state, reasons[state]);

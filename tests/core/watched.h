@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Mappings in [low, high) that are watched for missing (um) or protected (uw) pages, or carry MADV_DONTFORK (dc). */
+/* Mappings in [low, high) that are watched for missing (um) or protected (uw, ur) pages, or carry MADV_DONTFORK (dc). */
 static inline unsigned watched_mappings(const void *low, const void *high)
 {
-	static const char *const flags[] = {" um", " uw", " dc"};
+	static const char *const flags[] = {" um", " uw", " ur", " dc"};
 	unsigned found = 0;
 	bool within = false;
 	char line[512], mapping[512] = "";

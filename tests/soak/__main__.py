@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from support.core import BUILDS, FAILING, SCENARIOS, SERVICES, build
+from support.core import BUILDS, FAILING, SCENARIOS, WAYS, build
 from targets.programs import HANG, Program, compiled
 
 import nexttouch as nt
@@ -98,27 +98,27 @@ def attach_often(folder: Path, *sizes: int) -> str:
 def checks(programs: Programs, seed: int) -> Iterator[tuple[str, Check]]:
     """All there is to run with one seed, and what each is called."""
     for name in BUILDS:
-        for service in SERVICES:
+        for way in WAYS:
             many = 1_000_000 if name == "plain" else 50_000
             for injected in (False, True):
-                what = f"operations ({name}{', calls fail' * injected}) {service} {many} {seed}"
-                yield what, programs.run("operations", name, service, many, seed, injected=injected)
+                what = f"operations ({name}{', calls fail' * injected}) {way} {many} {seed}"
+                yield what, programs.run("operations", name, way, many, seed, injected=injected)
     for scenario in SCENARIOS:
-        for service in SERVICES:
-            what = f"stress {scenario} {service} 20, four from seed {4 * seed}"
-            yield what, programs.four("stress", (scenario, service, 20), seed)
+        for way in WAYS:
+            what = f"stress {scenario} {way} 20, four from seed {4 * seed}"
+            yield what, programs.four("stress", (scenario, way, 20), seed)
     for name in ("plain", "address+undefined"):
         for scenario in FAILING:
-            for service in SERVICES:
-                what = f"failures ({name}) {scenario} {service} 50"
-                yield what, programs.run("failures", name, scenario, service, 50, injected=True)
+            for way in WAYS:
+                what = f"failures ({name}) {scenario} {way} 50"
+                yield what, programs.run("failures", name, scenario, way, 50, injected=True)
     for name in BUILDS:
-        for service in SERVICES:
-            yield f"moved_twice ({name}) {service}", programs.run("moved_twice", name, service, 100)
-            yield f"left_behind ({name}) {service}, seed {seed}", programs.run("left_behind", name, service, 500, seed)
-            yield f"exchanged ({name}) {service}", programs.run("exchanged", name, service, 200)
-    for service in SERVICES:
-        yield f"forks {service}", programs.run("forks", "plain", service, 1000)
+        for way in WAYS:
+            yield f"moved_twice ({name}) {way}", programs.run("moved_twice", name, way, 100)
+            yield f"left_behind ({name}) {way}, seed {seed}", programs.run("left_behind", name, way, 500, seed)
+            yield f"exchanged ({name}) {way}", programs.run("exchanged", name, way, 200)
+    for way in WAYS:
+        yield f"forks {way}", programs.run("forks", "plain", way, 1000)
     for sizes in STACKS:
         yield f"attachments, stacks {sizes}", partial(attach_often, programs.folder, *sizes)
 

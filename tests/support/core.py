@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-__all__ = ["BUILDS", "FAILING", "SCENARIOS", "SERVICES", "build"]
+from nexttouch.live.mechanisms import MECHANISMS
+
+__all__ = ["BUILDS", "FAILING", "SCENARIOS", "WAYS", "build"]
 
 _ROOT = Path(__file__).parents[2]
 _PROGRAMS = _ROOT / "tests/core"
@@ -24,7 +26,10 @@ SCENARIOS = ("words", "huge", "discard", "remap", "unmap", "fork", "cancel")
 FAILING = ("sweep", "cancel", "faults", "remap", "grow", "unmap", "discard", "fork", "huge")
 """Of failures.c."""
 
-SERVICES = ("thread", "inline", "protect")
+WAYS = tuple(
+    way for mechanism in MECHANISMS for way in (mechanism.name, *[f"{mechanism.name}-inline"] * mechanism.inline)
+)
+"""Each mechanism with each service that it has: see ways.h."""
 
 
 def build(source: str, name: str, folder: Path, *, injected: bool = False) -> Path:

@@ -187,7 +187,7 @@ def leftovers(pid: int) -> list[str]:
     flags = re.findall(rb"^([0-9a-f]+-\S+).*?^VmFlags:([^\n]*)", Path(f"/proc/{pid}/smaps").read_bytes(), re.M | re.S)
     assert len(flags) == len(procfs.mappings(Process(pid))) or _changes(pid)
     for span, words in flags:
-        if {b"um", b"uw", b"ui"} & set(words.split()):
+        if {b"um", b"uw", b"ui", b"ur"} & set(words.split()):
             found.append(f"{span.decode()} is watched")
     found += [f"{count} pages of {span} are armed" for span, count in _armed(pid)]
     if procfs.status(Process(pid)).tracer:
