@@ -1,7 +1,8 @@
 /*
  * A program whose thread ends with a robust mutex taken, after a line on standard input; says what taking it then comes to.
  *
- * usage: robust here|shared: the mutex is this process's, and a thread ends; or is its parent's, too, and the process ends.
+ * usage: robust here|apart|shared: the mutex is this process's, and a thread ends; or is its parent's, too, and the process
+ * ends. That of `apart` is on two pages: the word that the kernel marks on one, the entry of the list on the next.
  *
  * The parent of a shared one is the program that prints; its first line names the process to attach to.
  */
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -36,7 +38,8 @@ int main(int count, char **words)
 	char taken;
 	pthread_t thread;
 	pthread_mutexattr_t robust;
-	mutex = mmap(NULL, 4096, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
+	char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
+	mutex = (pthread_mutex_t *)(pages + (count == 2 && !strcmp(words[1], "apart") ? 4096 - offsetof(pthread_mutex_t, __data.__list) : 0));
 	pthread_mutexattr_init(&robust);
 	pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST);
 	pthread_mutexattr_setpshared(&robust, shared ? PTHREAD_PROCESS_SHARED : PTHREAD_PROCESS_PRIVATE);

@@ -2,7 +2,8 @@
 
 These stores are the kernel's own, by a thread that is exiting, and for such a thread a userfaultfd catches nothing
 (handle_userfault refuses PF_EXITING): on a page that is write-protected they fail, without a word. A thread that
-waits for this one (pthread_join), or for a robust mutex that it held, then waits for ever.
+waits for this one (pthread_join), or for a robust mutex that it held, then waits for ever. On a page without any
+permission its loads fail, too: at the first entry of the list of robust mutexes that it cannot load it stops.
 
 Where they go is in the thread's control block. That of a thread which runs is known by the head of its robust list,
 which lies in it. Those of threads that have ended, whose stacks the C library keeps for others to come, look the same;
@@ -18,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,14 +94,15 @@ def exit_spans(process: Process, known: Iterable[int] = ()) -> list[tuple[int, i
     words = [address for address in known if address]
     words += [end - offset for _, end in stacks for offset in range(PAGE_SIZE, _TOP + 1, PAGE_SIZE)]
     for head in heads | _found(process, stacks, heads):
-        words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *_locked(process, head)]
+        words += [head - _BEFORE_HEAD, head + _BEHIND_HEAD, *chain.from_iterable(_listed(process, head))]
     return _joined(_pages(words))
 
 
-def last_words(process: Process) -> list[LastWord]:
+def last_words(process: Process, *, armed: bool = True) -> list[LastWord]:
     """Return the words that name a thread of `process`: one that runs, or has ended and left them so.
 
-    None where control blocks do not look as glibc's do.
+    None where control blocks do not look as glibc's do. Those of threads that have ended are looked for everywhere; if
+    not `armed`, only on pages that are no traps, so that no other page is touched.
 
     Raises:
         NoSuchProcess, NotPermitted: about `process`.
@@ -109,9 +111,9 @@ def last_words(process: Process) -> list[LastWord]:
     alive = _alive(process)
     if not heads or not all(_word(process, head - TID_BEFORE_HEAD) in alive for head in heads):
         return []
-    blocks = heads | _found(process, _stacks(process), heads)
+    blocks = heads | _found(process, _stacks(process), heads, armed=armed)
     places = {(head - TID_BEFORE_HEAD, False) for head in blocks}
-    places |= {(word, True) for head in blocks for word in _locked(process, head)}
+    places |= {(word, True) for head in blocks for _, word in _listed(process, head)}
     return [word for word in _looked_up(process, places) if word.names_one]
 
 
@@ -187,14 +189,15 @@ def _guard_regions(process: Process, mappings: list[Mapping]) -> NDArray[np.void
 # ---- control blocks ----
 
 
-def _found(process: Process, stacks: list[tuple[int, int]], heads: set[int]) -> set[int]:
+def _found(process: Process, stacks: list[tuple[int, int]], heads: set[int], *, armed: bool = True) -> set[int]:
     """Find in `stacks` what looks like the head of a robust list as the `heads` are: the same word follows it."""
     kinds = {remote.read(process, head + _WORD, _WORD) for head in heads}
     signs = [int.from_bytes(kind, "little") for kind in kinds if len(kind) == _WORD and any(kind)]
     found: set[int] = set()
     for start, end in stacks if signs else []:
-        if not _is_arena(process, start):
-            for low, high in _present(process, start, min(end, start + _LARGEST)):
+        runs = _present(process, start, min(end, start + _LARGEST), armed=armed)
+        if runs and not (runs[0][0] == start and _is_arena(process, start)):
+            for low, high in runs:
                 found.update(_candidates(process, low, high, signs))
     return {head for head in found if _is_head(process, head)}
 
@@ -206,13 +209,23 @@ def _is_arena(process: Process, start: int) -> bool:
     return 0 < head < _USER and 0 < head % _ARENA < _ARENA_HEAD
 
 
-def _present(process: Process, start: int, end: int) -> list[tuple[int, int]]:
+# Runs of pages that are there, and if not `armed` of those among them that are no traps.
+def _present(process: Process, start: int, end: int, *, armed: bool) -> list[tuple[int, int]]:
     try:
         runs = pagemap.scan(process, start, end, all_of=Category.PRESENT)
-        return list(zip(runs["start"].tolist(), runs["end"].tolist(), strict=True))
+        spans = list(zip(runs["start"].tolist(), runs["end"].tolist(), strict=True))
     except FeatureMissing:
-        there = np.flatnonzero(pagemap.entries(process, start, (end - start) // PAGE_SIZE) & pagemap.PRESENT)
-        return [(start + page * PAGE_SIZE, start + (page + 1) * PAGE_SIZE) for page in there.tolist()]
+        spans = [(start, end)]
+    else:
+        if armed:
+            return spans
+    return [page for low, high in spans for page in _open_pages(process, low, high, armed=armed)]
+
+
+def _open_pages(process: Process, low: int, high: int, *, armed: bool) -> list[tuple[int, int]]:
+    words = pagemap.entries(process, low, (high - low) // PAGE_SIZE)
+    there = (words & pagemap.PRESENT != 0) & (armed | (words & pagemap.UFFD_WP == 0))
+    return [(low + page * PAGE_SIZE, low + (page + 1) * PAGE_SIZE) for page in np.flatnonzero(there).tolist()]
 
 
 def _candidates(process: Process, low: int, high: int, signs: list[int]) -> Iterator[int]:
@@ -237,15 +250,16 @@ def _is_head(process: Process, head: int) -> bool:
     return bool(0 < last < _USER and 0 < entry < _USER and pending < _USER)
 
 
-# The futex words on a robust list, and the one that is about to be on it.
-def _locked(process: Process, head: int) -> list[int]:
-    found: list[int] = []
+# The entries of a robust list with their futex words, and the one that is about to be on it: as the thread ends the
+# kernel loads each entry and marks each word, which need not be on the same page.
+def _listed(process: Process, head: int) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
     try:
         entry, offset, pending = struct.unpack("<QqQ", remote.read(process, head, 3 * _WORD))
         if pending:
-            found.append((pending & ~1) + offset)
+            found.append((pending & ~1, (pending & ~1) + offset))
         while entry & ~1 != head and len(found) < _MOST_ENTRIES:
-            found.append((entry & ~1) + offset)
+            found.append((entry & ~1, (entry & ~1) + offset))
             (entry,) = struct.unpack("<Q", remote.read(process, entry & ~1, _WORD))
     except (NexttouchError, struct.error):  # the thread has ended, or its list is being changed
         pass

@@ -6,6 +6,10 @@ no other can: a look then finds all threads whose words are on armed pages, and 
 that has ended in between is written as the kernel would have. A thread that waits for it hears nothing of that; but a
 wait that is interrupted and restarted looks again first (futex(2)), so such threads are interrupted, which they do not
 notice.
+
+Where any touch is trapped that look must not be one itself: it reads the control blocks of the threads that live, and
+of others what is on pages that are no traps. What is left of a thread that began behind the first look and had ended
+by the second is found when nothing is armed any more.
 """
 
 from __future__ import annotations
@@ -26,13 +30,15 @@ from . import descriptor
 __all__ = ["heal", "look_again"]
 
 
-def look_again(process: Process, runs: NDArray[np.uint64]) -> None:
+def look_again(process: Process, runs: NDArray[np.uint64], *, by_touch: bool) -> None:
     """Have the pages of `runs`, shape (n, 3), which are armed, moved if a thread leaves its last words there; and heal.
+
+    If they move `by_touch`, be it a load, none is looked at but for a thread that lives.
 
     Raises:
         NexttouchError: the process has ended, or cannot be reached any more.
     """
-    words = thread_exit.last_words(process)
+    words = thread_exit.last_words(process, armed=not by_touch)
     for page in sorted({word.address // PAGE_SIZE * PAGE_SIZE for word in words}):
         if _holds(runs, page):
             remote.touch(process, page)

@@ -263,7 +263,9 @@ class Running:
         try:
             with suppress(NexttouchError, OSError):  # as in `_settle`
                 runs = [part.runs for part in self.plan.parts]
-                exits.look_again(self._process, np.concatenate([np.empty((0, 3), np.uint64), *runs]))
+                by_touch = any(named(part.mechanism).traps == "any touch" for part in self.plan.parts)
+                runs_of_all = np.concatenate([np.empty((0, 3), np.uint64), *runs])
+                exits.look_again(self._process, runs_of_all, by_touch=by_touch)
         finally:
             self._looked.set()
 
