@@ -83,11 +83,14 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Smap:
-    """A mapping with its sizes from /proc/PID/smaps, and `flags`, the two-letter VmFlags ("lo" is locked)."""
+    """A mapping with its sizes from /proc/PID/smaps, and `flags`, the two-letter VmFlags ("lo" is locked).
+
+    `shmem_huge` is what huge entries map of shared memory.
+    """
 
     mapping: Mapping
     rss: int
-    anon_huge: int
+    shmem_huge: int
     kernel_page_size: int
     locked: int
     swap: int
@@ -178,7 +181,7 @@ def smaps(process: Process = SELF, start: int = 0, end: int = 1 << 64) -> list[S
 
 
 _LAST_OF_SMAPS = "VmFlags"
-_OF_SMAPS = ("Rss:", "AnonHugePages:", "KernelPageSize:", "Locked:", "Swap:", _LAST_OF_SMAPS)
+_OF_SMAPS = ("Rss:", "ShmemPmdMapped:", "KernelPageSize:", "Locked:", "Swap:", _LAST_OF_SMAPS)
 
 
 def swap_is_used() -> bool:
@@ -350,7 +353,7 @@ def _smap(mapping: Mapping, fields: dict[str, str]) -> Smap:
     return Smap(
         mapping,
         _kib(fields["Rss"]),
-        _kib(fields.get("AnonHugePages")),
+        _kib(fields.get("ShmemPmdMapped")),
         _kib(fields["KernelPageSize"]),
         _kib(fields.get("Locked")),
         _kib(fields.get("Swap")),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...linux.procfs import Kind, Smap
 from ...linux.userfaultfd import Feature
 
-__all__ = ["Mechanism", "is_anonymous"]
+__all__ = ["Mechanism", "is_anonymous", "is_shared_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,12 @@ class Mechanism:
 def is_anonymous(smap: Smap) -> bool:
     """Whether a mapping is private anonymous memory, the heap and stacks included."""
     return smap.mapping.kind in {Kind.ANONYMOUS, Kind.HEAP, Kind.STACK} and not smap.mapping.shared
+
+
+def is_shared_memory(smap: Smap) -> bool:
+    """Whether a mapping is of shared or hugetlb memory whose entries can be changed one by one.
+
+    A huge entry of shared memory is split for that, by which the kernel drops what it mapped: there is nothing left to
+    take a permission from, nor for move_pages(2) to find, until the program touches it again.
+    """
+    return smap.mapping.kind in {Kind.SHMEM, Kind.HUGETLB} and not smap.shmem_huge

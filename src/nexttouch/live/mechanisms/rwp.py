@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...linux.procfs import Kind, Smap
+from ...linux.procfs import Smap
 from ...linux.userfaultfd import Feature
-from .mechanism import Mechanism, is_anonymous
+from .mechanism import Mechanism, is_anonymous, is_shared_memory
 
 __all__ = ["RWP"]
 
@@ -14,8 +14,7 @@ __all__ = ["RWP"]
 def _can_trap(smap: Smap, features: Feature) -> bool:
     mapping = smap.mapping
     accessible = mapping.readable or mapping.writable or mapping.executable
-    kind = is_anonymous(smap) or mapping.kind in {Kind.SHMEM, Kind.HUGETLB}
-    return kind and accessible and "mw" in smap.flags
+    return (is_anonymous(smap) or is_shared_memory(smap)) and accessible and "mw" in smap.flags
 
 
 RWP = Mechanism(

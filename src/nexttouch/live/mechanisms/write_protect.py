@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ...linux.procfs import Kind, Smap
+from ...linux.procfs import Smap
 from ...linux.userfaultfd import Feature
-from .mechanism import Mechanism, is_anonymous
+from .mechanism import Mechanism, is_anonymous, is_shared_memory
 
 __all__ = ["WRITE_PROTECT"]
 
 
 def _can_trap(smap: Smap, features: Feature) -> bool:
     mapping = smap.mapping
-    shared = mapping.kind in {Kind.SHMEM, Kind.HUGETLB} and mapping.shared and Feature.WP_HUGETLBFS_SHMEM in features
+    shared = is_shared_memory(smap) and mapping.shared and Feature.WP_HUGETLBFS_SHMEM in features
     return mapping.writable and (is_anonymous(smap) or shared)
 
 
