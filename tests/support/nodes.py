@@ -15,7 +15,7 @@ from nexttouch.linux.mempolicy import Mode
 
 from .memory import PAGE_SIZE, Memory, more_hugetlb
 
-__all__ = ["cpuset", "filled"]
+__all__ = ["cpuset", "filled", "setting"]
 
 HUGE_SIZE = 2 << 20
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -61,8 +61,9 @@ def filled(node: int, free: int = 0) -> Iterator[None]:
 
 @contextmanager
 def setting(file: Path, value: str) -> Iterator[None]:
-    """Write `value` to one of the kernel's settings, and afterwards what it was."""
+    """Write `value` to one of the kernel's settings, and afterwards what it was; of a choice that is in brackets."""
     before = file.read_text()
+    before = before.partition("[")[2].partition("]")[0] or before
     file.write_text(value)
     try:
         yield
