@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.mechanisms import foreign
 from support.memory import HANG, Memory
 from targets.programs import compiled, until
 
@@ -25,6 +26,7 @@ from nexttouch.linux.process import Process
 from nexttouch.linux.syscall import PAGE_SIZE
 from nexttouch.linux.thread_exit import LastWord, exit_spans
 from nexttouch.live import exits, plan
+from nexttouch.live.mechanisms import Mechanism
 
 PR_GET_TID_ADDRESS = 40
 FUTEX = {"x86_64": 202, "aarch64": 98}
@@ -40,7 +42,7 @@ def leaving_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled("leaving", tmp_path_factory.mktemp("leaving"))
 
 
-@pytest.mark.parametrize("mode", ["here", "shared"])
+@pytest.mark.parametrize("mode", ["here", "apart", "shared"])
 def test_a_robust_mutex_of_a_thread_that_ends(binary: Path, mode: str) -> None:
     with subprocess.Popen([binary, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
@@ -153,9 +155,9 @@ def behind(end: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept from being armed, and `end` happens before anyone looks again."""
     look_again = exits.look_again
 
-    def late(*arguments: Any) -> None:
+    def late(*arguments: Any, **keywords: Any) -> None:
         end()
-        look_again(*arguments)
+        look_again(*arguments, **keywords)
 
     monkeypatch.setattr(plan, "exit_spans", lambda *_: [])
     monkeypatch.setattr(exits, "look_again", late)
@@ -175,7 +177,8 @@ def test_a_thread_that_ended_while_it_could_not_say_so(
         until(program.waits_for_its_thread, "the end of the thread")
 
     behind(end, monkeypatch)
-    with nt.attach(program.pid, 0, rate=0, always=True, window=1) as migration:
+    # Where loads are trapped the thread itself opens the page as it ends.
+    with nt.attach(program.pid, 0, rate=0, always=True, window=1, mechanism="write_protect") as migration:
         assert migration.wait_armed(HANG)
         assert program.hear() == "joined"
         migration.cancel()
@@ -338,6 +341,8 @@ libc.munmap(ctypes.c_void_p(base + page + size), ctypes.c_size_t(3 * page))
 libc.mprotect(ctypes.c_void_p(base + page), ctypes.c_size_t(size), 3)
 guards = [base + page, base + page + size // 2] if inside else []
 refused = any([libc.madvise(ctypes.c_void_p(guard), ctypes.c_size_t(page), 102) for guard in guards])
+if "filled" in globals():
+    ctypes.memset(base + page, 1, size)
 print("refused" if refused else hex(base + page), flush=True)
 sys.stdin.read()
 """
@@ -349,6 +354,22 @@ def test_the_number_of_a_thread_that_ended_is_not_taken_for_one_of_the_program(m
     monkeypatch.setattr(Process, "threads", lambda _: next(told))
     monkeypatch.setattr(control_block, "head", lambda process: process.thread * PAGE_SIZE)
     assert thread_exit._heads(Process(1)) == {PAGE_SIZE}
+
+
+@foreign
+def test_looking_for_control_blocks_is_no_touch(trap: Mechanism) -> None:
+    """Of a program that stands still no page is touched, though all that can be a stack is searched."""
+    command = [sys.executable, "-c", "filled = True\n" + _GUARDED, "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        program.stdout.readline()
+        with nt.attach(program.pid, 0, always=True, rate=0, mechanism=trap.name) as migration:
+            assert migration.wait_armed(HANG)
+            stats = migration.stats
+            assert (stats.faults, stats.moved) == (0, 0)
+            assert stats.waiting > (64 << 20) // PAGE_SIZE
+            migration.cancel()
+        program.communicate("\n", timeout=HANG)
 
 
 def test_of_nobody() -> None:
@@ -367,7 +388,7 @@ def test_stacks_are_moved_without_a_trap(binary: Path) -> None:
             armed = [
                 (smap.mapping.start, smap.mapping.end)
                 for smap in procfs.smaps(Process(program.pid))
-                if "uw" in smap.flags
+                if {"uw", "ur"} & smap.flags
             ]
             runs = np.concatenate([part.runs for part in migration.plan.parts])
             assert armed
