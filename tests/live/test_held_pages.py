@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.holders import in_a_pipe
-from support.memory import HANG, PAGE_SIZE, WAYS, WORDS, Memory, settled
+from support.mechanisms import way
+from support.memory import HANG, PAGE_SIZE, WORDS, Memory, settled
 
 import nexttouch as nt
 from nexttouch import Reason
 
 FIRST, COUNT = 8, 16
-
-way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
 
 def stores_reach(memory: Memory, pipe: int) -> bool:

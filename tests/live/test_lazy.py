@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, libc, on_nodes, run_threads, settled
+from support.mechanisms import service, way
+from support.memory import HANG, PAGE_SIZE, WORDS, Memory, libc, on_nodes, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason, placement
 from nexttouch.linux import procfs
-
-way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-service = pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
-
 
 # ---- contents ----
 
@@ -107,7 +104,7 @@ def test_each_page_moves_at_its_first_touch(options: dict[str, Any]) -> None:
         stats = migration.stats
         assert (stats.faults, stats.windows, stats.moved_by_touch) == (pages, pages, pages)
         assert (stats.hole_faults, stats.sweeps, stats.events, stats.moved) == (0, 0, 0, pages)
-        if "mechanism" not in options:  # move_pages to the node it is on moves nothing
+        if options["mechanism"] == "relocate":  # move_pages to the node it is on moves nothing
             assert (memory.frames() != before).all()
         memory.expected.reshape(pages, WORDS)[:, 5] += np.uint64(1)
         memory.check()
@@ -143,7 +140,7 @@ def test_the_sweep_takes_what_nobody_touches(options: dict[str, Any]) -> None:
         stats = migration.stats
         assert (stats.moved_by_sweep, stats.moved_by_touch, stats.faults, stats.left) == (1000, 0, 0, {})
         assert stats.sweeps == -(-1000 // 64)
-        if "mechanism" not in options:
+        if options["mechanism"] == "relocate":
             assert (memory.frames() != before).all()
         memory.check()
 
@@ -256,7 +253,7 @@ def test_arrays_that_begin_or_end_inside_a_page(
         stats = migration.stats
         assert stats.moved == whole
         assert stats.left == ({Reason.PARTIAL: partial} if partial else {})
-        if "mechanism" not in options:
+        if options["mechanism"] == "relocate":
             moved = np.zeros(10, dtype=bool)
             moved[-(-first // PAGE_SIZE) : last // PAGE_SIZE] = True
             assert ((memory.frames() != before) == moved).all()

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.holders import in_a_pipe, registered, while_a_child_shares
+from support.mechanisms import service, traps_touches, way
 from support.memory import (
     HANG,
     HUGE,
     PAGE_SIZE,
-    SERVICES,
-    WAYS,
     WORDS,
     Memory,
     libc,
@@ -39,8 +38,6 @@ from nexttouch.live.pages import find
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
-way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-service = pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
 
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 MADV_GUARD_INSTALL = 102
@@ -106,7 +103,7 @@ def test_pages_shared_with_a_child(options: dict[str, Any]) -> None:
             with nt.lazy(memory.words, 0, always=True, **options) as migration:
                 pass
             stats = migration.stats
-            if "mechanism" in options:  # on one node there is nothing to do that the kernel could refuse
+            if options["mechanism"] != "relocate":  # on one node there is nothing to do that the kernel could refuse
                 assert stats.moved == 64
             else:
                 assert stats.left == {Reason.SHARED: 64}
@@ -115,7 +112,7 @@ def test_pages_shared_with_a_child(options: dict[str, Any]) -> None:
             other.part(0, 15)[::WORDS] += np.uint64(0)
             with nt.lazy(other.words, 0, always=True, **options) as migration:
                 pass
-            assert migration.stats.moved == 20 - 5 * ("mechanism" not in options)
+            assert migration.stats.moved == 20 - 5 * (options["mechanism"] == "relocate")
 
         while_a_child_shares(meanwhile, memory, other)
         memory.check()
@@ -123,14 +120,14 @@ def test_pages_shared_with_a_child(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("mechanism", ["relocate", "write_protect"])
-def test_pages_shared_with_a_child_stay(mechanism: Any) -> None:
+@way
+def test_pages_shared_with_a_child_stay(options: dict[str, Any]) -> None:
     with Memory(64) as memory:
         memory.bind(0)
 
         def meanwhile() -> None:
             memory.part(0, 10)[::WORDS] += np.uint64(0)
-            with nt.lazy(memory.words, 2, mechanism=mechanism) as migration:
+            with nt.lazy(memory.words, 2, **options) as migration:
                 pass
             assert (migration.stats.moved, migration.stats.left) == (10, {Reason.SHARED: 54})
 
@@ -213,7 +210,7 @@ def test_a_part_of_a_huge_page(options: dict[str, Any]) -> None:
         before = memory.frames()
         stats = migrated(memory, options, first=HUGE // 2, count=HUGE)
         assert (stats.moved, stats.left) == (HUGE, {})
-        if "mechanism" not in options:
+        if options["mechanism"] == "relocate":
             assert np.flatnonzero(memory.frames() != before).tolist() == list(range(HUGE // 2, HUGE // 2 + HUGE))
 
 
@@ -420,7 +417,7 @@ def test_looking_from_outside(options: dict[str, Any]) -> None:
     with Memory(16) as memory:
         migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
         assert migration.wait_armed(HANG)
-        trapped = "mechanism" not in options
+        trapped = traps_touches(options)
         mem = os.open("/proc/self/mem", os.O_RDONLY)
         if trapped:  # this file cannot wait for a fault to be served
             with pytest.raises(OSError, match="Input/output error"):
@@ -523,7 +520,7 @@ import nexttouch as nt
 from nexttouch.linux.procfs import Kind, mappings
 (heap,) = (mapping for mapping in mappings() if mapping.kind is Kind.HEAP)
 memory = (ctypes.c_char * (heap.end - heap.start)).from_address(heap.start)
-migration = nt.lazy(memory, 0, always=True, rate=0, mechanism=sys.argv[1])
+migration = nt.lazy(memory, 0, always=True, rate=0, mechanism=sys.argv[1], service=sys.argv[2])
 assert migration.wait_armed(60)
 words = [str(number) for number in range(100_000)]
 migration.cancel()
@@ -532,17 +529,18 @@ assert words == list(map(str, range(100_000)))
 """
 
 
-@pytest.mark.parametrize("mechanism", ["relocate", "write_protect"])
-def test_all_of_the_heap(mechanism: str) -> None:
+@way
+def test_all_of_the_heap(options: dict[str, Any]) -> None:
     """The pager's own memory is not on it: it would wait for itself."""
-    subprocess.run([sys.executable, "-c", _HEAP, mechanism], timeout=HANG, check=True)
+    command = [sys.executable, "-c", _HEAP, options["mechanism"], options["service"]]
+    subprocess.run(command, timeout=HANG, check=True)
 
 
 # ---- a full node ----
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@way
 def test_a_full_node(options: dict[str, Any]) -> None:
     """What does not fit is readable, elsewhere, and counted as such; what is counted as moved is there."""
     with Memory(8192) as memory:

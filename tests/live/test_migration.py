@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.memory import HANG, PAGE_SIZE, SERVICES, WAYS, WORDS, Memory, run_threads, settled
+from support.mechanisms import WAYS, service, way
+from support.memory import HANG, PAGE_SIZE, SERVICES, WORDS, Memory, run_threads, settled
 
 import nexttouch as nt
 from nexttouch import Reason, Stats
 from nexttouch.live import registry
 from nexttouch.live.running import Running
-
-way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -358,7 +357,9 @@ def test_nothing_is_left_behind(options: dict[str, Any]) -> None:
 
 def belongings(memory: Memory) -> tuple[Any, ...]:
     lines = Path("/proc/self/smaps").read_text().split("\n")
-    flags = [line for line in lines if line.startswith("VmFlags:") and {"uw", "um", "ui", "dc"} & set(line.split())]
+    flags = [
+        line for line in lines if line.startswith("VmFlags:") and {"uw", "um", "ui", "ur", "dc"} & set(line.split())
+    ]
     place = f"{memory.address:x}-{memory.at(memory.pages):x}"
     return (
         Counter(open_files()),
@@ -678,7 +679,7 @@ def test_signals_while_pages_are_touched() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
     try:
         with Memory(500) as memory:
-            for options in WAYS.values():
+            for options in WAYS:
                 migration = nt.lazy(memory.words, 0, always=True, rate=0, window=1, **options)
                 assert migration.wait_armed(HANG)
                 memory.words[:] += np.uint64(1)
@@ -702,7 +703,7 @@ def serving() -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
+@service
 def test_the_thread_that_serves_runs_no_handler_of_the_program(options: dict[str, Any]) -> None:
     """A handler that touches an armed page there would wait for itself."""
     with Memory(10) as memory:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.mechanisms import service, way
 from support.memory import (
     HANG,
     HUGE,
     PAGE_SIZE,
-    SERVICES,
-    WAYS,
     WORDS,
     Memory,
     in_child,
@@ -32,8 +31,6 @@ from support.memory import (
 import nexttouch as nt
 from nexttouch import Reason
 
-service = pytest.mark.parametrize("options", SERVICES.values(), ids=SERVICES)
-way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 lab = pytest.mark.lab
 
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS

@@ -34,7 +34,6 @@ __all__ = [
     "HUGE",
     "PAGE_SIZE",
     "SERVICES",
-    "WAYS",
     "WORDS",
     "Memory",
     "accounted",
@@ -56,8 +55,7 @@ HUGE = WORDS
 """Pages of a transparent huge page: what one page of page table entries maps."""
 
 SERVICES: dict[str, dict[str, Any]] = {"thread": {"service": "thread"}, "inline": {"service": "inline"}}
-WAYS: dict[str, dict[str, Any]] = SERVICES | {"write_protect": {"mechanism": "write_protect"}}
-"""Arguments of `lazy` for each way to trap and move."""
+"""Arguments of `lazy` for each service."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
