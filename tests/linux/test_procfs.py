@@ -247,6 +247,12 @@ def test_smaps_of_locked_memory() -> None:
     assert "lo" not in rest.flags
 
 
+def test_where_arguments_and_environment_are() -> None:
+    spans = procfs.argument_spans()
+    found = [ctypes.string_at(start, end - start) for start, end in spans]
+    assert found == [Path(f"/proc/self/{name}").read_bytes() for name in ("cmdline", "environ")]
+
+
 def test_smaps_has_every_mapping(program: int) -> None:
     assert [s.mapping for s in procfs.smaps(Process(program))] == procfs.mappings(Process(program))
 

@@ -285,6 +285,17 @@ def test_cancel_of_another(binaries: dict[str, Path], trap: Mechanism) -> None:
 
 
 @foreign
+def test_what_another_was_called_with_is_still_told(binaries: dict[str, Path], trap: Mechanism) -> None:
+    with steady(binaries["steady"], pages=128) as (program, _):
+        files = [Path(f"/proc/{program.pid}/{name}") for name in ("cmdline", "environ")]
+        before = [file.read_bytes() for file in files]
+        with nt.attach(program.pid, 0, always=True, rate=0, mechanism=trap.name) as migration:
+            assert migration.wait_armed(HANG)
+            assert [file.read_bytes() for file in files] == before
+        assert all(before)
+
+
+@foreign
 @pytest.mark.parametrize("seed", [1, 2])
 def test_another_that_changes_all_it_has(binaries: dict[str, Path], trap: Mechanism, seed: int) -> None:
     """It forks, unmaps, moves, discards and protects memory."""

@@ -25,6 +25,8 @@ __all__ = [
     "NumaMap",
     "Smap",
     "Status",
+    "argument_spans",
+    "dumps_core",
     "mappings",
     "numa_maps",
     "smaps",
@@ -232,6 +234,31 @@ def status(process: Process = SELF) -> Status:
 def start_time(process: Process = SELF) -> int:
     """When `process` started, in clock ticks since boot: with the pid it names one process for ever."""
     return int(_stat(process)[22 - 3])
+
+
+def argument_spans(process: Process = SELF) -> list[tuple[int, int]]:
+    """Return where the arguments and the environment of `process` are, as spans of addresses.
+
+    >>> len(argument_spans())
+    2
+
+    Raises:
+        NoSuchProcess: it has ended.
+    """
+    arguments, arguments_end, environment, environment_end = map(int, _stat(process)[48 - 3 : 52 - 3])
+    return sorted([(arguments, arguments_end), (environment, environment_end)])
+
+
+def dumps_core(process: Process) -> bool:
+    """Whether `process` writes its core dump at this moment.
+
+    >>> dumps_core(SELF)
+    False
+
+    Raises:
+        NoSuchProcess: it has ended.
+    """
+    return "\nCoreDumping:\t1" in _text(process, "status")
 
 
 def _text(process: Process, name: str) -> str:

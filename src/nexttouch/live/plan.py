@@ -7,7 +7,8 @@ A mapping gets the first mechanism (`nexttouch.live.mechanisms`) that works here
 move, such as files, is moved eagerly at the end, without a trap.
 
 In another process the kernel's own accesses to the memory of a thread that ends would fail on a page that is a trap
-(`nexttouch.linux.thread_exit`): those pages are moved at the end, too.
+(`nexttouch.linux.thread_exit`): those pages are moved at the end, too. So are those with its arguments and environment:
+/proc/PID/cmdline, which everybody's `ps` reads, cannot wait for a page, and would be empty.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def make_plan(
     if not process.own and any(smap.flags & _WATCHED for smap, _, _ in pieces):
         raise TargetRefused(process.pid, TAKEN)
     ends = np.array([] if process.own else exit_spans(process, exit_words), np.uint64).reshape(-1, 2)
+    shown = np.array([] if process.own else procfs.argument_spans(process), np.uint64).reshape(-1, 2)
     each = find_each(process, [(start, end, smap.kernel_page_size // PAGE_SIZE) for smap, start, end in pieces])
     for (smap, start, end), pages in zip(pieces, each, strict=True):
         swapped = unseen_in_swap(smap, start, end)
@@ -129,7 +131,7 @@ def make_plan(
         trap = _trap(smap, process, choice, features)
         movable = _is_movable(smap) and (trap is not None or mechanism is None)
         stay = _stay(pages, targets, movable, always and trap is not None, plan.left)
-        trapped = ~stay & ~_within(pages, ends) if trap else np.zeros(len(pages), np.bool_)
+        trapped = ~stay & ~_within(pages, ends) & ~_within(pages, shown) if trap else np.zeros(len(pages), np.bool_)
         if movable and (~stay & ~trapped).any():
             plan.eager.append(pages.those(~stay & ~trapped))
         if trap and trapped.any():

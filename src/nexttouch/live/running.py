@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess
+from ..linux import procfs
 from ..linux.mounts import check_proc
 from ..linux.occupied import in_swap, mapped_often
 from ..linux.syscall import PAGE_SIZE
@@ -43,6 +44,7 @@ __all__ = ["Running"]
 _SERVING, _DONE = _core.PHASES["serving"], _core.PHASES["done"]
 _PHASES: tuple[Phase, ...] = ("arming", "arming", "serving", "done")
 _MOVED_FAULT, _MOVED_SWEEP = _core.STATES["moved_fault"], _core.STATES["moved_sweep"]
+_DUMP_PAUSE = 0.01  # seconds between two looks whether a program begins to dump its core
 _WAITING_STATES = sorted({*_core.STATES.values()} - {_MOVED_FAULT, _MOVED_SWEEP})
 
 
@@ -255,17 +257,25 @@ class Running:
             registry.running.discard(self)
             self._finished.set()
 
+    # A page that may not be read is a hole in a core dump. The kernel tells of no dump, but takes its time to begin it.
     def _reach(self, phase: int) -> None:
+        pause = _DUMP_PAUSE if self._traps_loads and not self._process.own else math.inf
         for pager in self._pagers:
-            pager.wait(phase, math.inf)
+            while not pager.wait(phase, pause):
+                with suppress(NexttouchError):  # it has ended
+                    if procfs.dumps_core(self._process):
+                        self.ask_to_end()
+
+    @property
+    def _traps_loads(self) -> bool:
+        return any(named(part.mechanism).traps == "any touch" for part in self.plan.parts)
 
     def _look_again(self) -> None:
         try:
             with suppress(NexttouchError, OSError):  # as in `_settle`
                 runs = [part.runs for part in self.plan.parts]
-                by_touch = any(named(part.mechanism).traps == "any touch" for part in self.plan.parts)
                 runs_of_all = np.concatenate([np.empty((0, 3), np.uint64), *runs])
-                exits.look_again(self._process, runs_of_all, by_touch=by_touch)
+                exits.look_again(self._process, runs_of_all, by_touch=self._traps_loads)
         finally:
             self._looked.set()
 
