@@ -31,7 +31,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum nt_mechanism { NT_RELOCATE, NT_WRITE_PROTECT, NT_RWP, NT_PROTECT = NT_WRITE_PROTECT /* its name in version 0.1 */ };
+enum nt_mechanism { NT_RELOCATE, NT_WRITE_PROTECT, NT_RWP };
 enum nt_service { NT_THREAD, NT_INLINE };
 
 /* States below NT_REASON; from there on they are reasons. */
