@@ -73,6 +73,7 @@ class World:
             return pages, np.array([self.touches.get(address, STAY) for address in places], np.int16)
 
         return SimpleNamespace(
+            wait_armed=lambda: True,
             cancel=process.close,
             stats=SimpleNamespace(stopped=0.5),
             _running=SimpleNamespace(touches=touches),
