@@ -271,7 +271,8 @@ def test_against_a_loop_over_pages(world: World, seed: int, monkeypatch: pytest.
 
 
 def test_as_json() -> None:
-    made = Round(2, pages=3, by_node={0: 1}, left=Counter({Reason.BUSY: 1}), ping_pong={"[heap]": 2})
+    names = {"[heap]": 2, "/dev/shm/\x1bq": 1}
+    made = Round(2, pages=3, by_node={0: 1}, left=Counter({Reason.BUSY: 1}), ping_pong=names)
     assert made.to_dict() == {
         "number": 2,
         "pages": 3,
@@ -281,7 +282,7 @@ def test_as_json() -> None:
         "moved": 0,
         "held_back": 0,
         "left": {"busy": 1},
-        "ping_pong": {"[heap]": 2},
+        "ping_pong": {"[heap]": 2, r"/dev/shm/\x1bq": 1},
         "stopped": 0.0,
     }
 

@@ -22,6 +22,7 @@ from ..linux import procfs
 from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
 from ..policy import STAY, ping_pong, two_touch
+from ..printable import printable
 from ..quantities import is_number
 from . import eager
 from .attach import observe
@@ -64,8 +65,9 @@ class Round:
     stopped: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes, with reasons by name."""
-        return asdict(self) | {"left": keyed(self.left)}
+        """For JSON: the attributes, with reasons by name and the names of mappings `printable`."""
+        ping_pong = {printable(name): count for name, count in self.ping_pong.items()}
+        return asdict(self) | {"left": keyed(self.left), "ping_pong": ping_pong}
 
 
 class Follower:
