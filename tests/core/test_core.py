@@ -111,7 +111,10 @@ def test_four_at_once_on_two_processors_come_to_an_end(programs: Make, scenario:
     finally:
         os.sched_setaffinity(0, processors)
     said = [process.communicate(timeout=600)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * 4, said
+    statuses = [process.returncode for process in running]
+    if statuses == [CANNOT] * 4:
+        pytest.skip("this kernel cannot")
+    assert statuses == [0] * 4, said
 
 
 @pytest.mark.parametrize("way", WAYS)
