@@ -10,7 +10,7 @@ SOAK ?= 1h
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-.venv/ready: pyproject.toml requirements.lock CMakeLists.txt $(wildcard src/nexttouch/_core/*.[ch])
+.venv/ready: pyproject.toml requirements.lock CMakeLists.txt $(wildcard src/nexttouch/_*/*.[ch])
 	@scripts/setup-venv.sh $(PYTHON)
 
 demo: .venv/ready ## move the memory of a real program lazily between NUMA nodes, and show it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -74,18 +73,3 @@ def test_it_takes_a_few_times_as_long_as_python_itself() -> None:
     both = [(seconds("-c", "pass"), seconds("-m", "nexttouch", "topology")) for _ in range(7)]
     python, command = (min(times) for times in zip(*both, strict=True))
     assert command < 8 * python, f"{command * 1e3:.0f} ms against {python * 1e3:.0f} ms"
-
-
-def test_the_helper_that_attaches_needs_the_standard_library_only() -> None:
-    """It starts while a program is about to be stopped, without site-packages."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from nexttouch.live import injection;"
-        "print(*(name for name in sys.modules if name.startswith(('numpy', 'rich', 'subprocess', 'nexttouch._core'))))"
-    )
-    import nexttouch
-
-    source = os.path.dirname(os.path.dirname(str(nexttouch.__file__)))  # noqa: PTH120 (a string is what -c gets)
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, source], capture_output=True, text=True, timeout=TIMEOUT, check=True
-    )
-    assert done.stdout == "\n"

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.attacher import Injected
 from targets.programs import HANG, compiled
-from targets.waiting import AS_NOBODY, Start, starter, waiting_binary  # noqa: F401 (fixtures)
+from targets.waiting import (  # noqa: F401 (fixtures)
+    AS_NOBODY,
+    Start,
+    injected_into,
+    injected_program_built,
+    starter,
+    take,
+    waiting_binary,
+)
 
 import nexttouch as nt
-from nexttouch.linux.process import Process
-from nexttouch.linux.ptrace import StoppedThread
 from nexttouch.linux.userfaultfd import DEVICE
-from nexttouch.live import descriptor, injection
 
 USERFAULTFD = "anon_inode:[userfaultfd]"
 
@@ -40,55 +47,52 @@ def thief(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stolen(thief: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def stolen() -> set[str]:
     """What another process of the program's user gets of the clone, when the clone has all that it ever has."""
-    found: list[str] = []
-    kill = StoppedThread.kill
-
-    def robbed(clone: StoppedThread) -> None:
-        command = [*AS_NOBODY, str(thief), str(clone.thread)]
-        found.extend(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1])
-        kill(clone)
-
-    monkeypatch.setattr(StoppedThread, "kill", robbed)
-    return found
+    return set()
 
 
-def take(pid: int, *, lend: bool = False) -> None:
-    with Process.open(pid) as process:
-        instruction = descriptor._system_call_instruction(process)
-        os.close(injection.take_userfaultfd(process, instruction, lend=lend)[0])
+@pytest.fixture
+def rob(thief: Path, stolen: set[str]) -> Callable[[int], None]:
+    def robbed(clone: int) -> None:
+        command = [*AS_NOBODY, str(thief), str(clone)]
+        stolen.update(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1])
+
+    return robbed
 
 
-def test_nothing_of_the_migrators_is_there_to_be_taken(start: Start, stolen: list[str]) -> None:
+def test_nothing_of_the_migrators_is_there_to_be_taken(
+    start: Start, injected: Injected, rob: Callable[[int], None], stolen: set[str]
+) -> None:
     target = start("read", prefix=AS_NOBODY)
     with pytest.raises(nt.NotPermitted, match="lend_device=True, --lend-userfaultfd"):
-        take(target.pid)
-    assert stolen == []
+        injected.during(lambda: take(target.pid), rob)
+    assert stolen == set()
     assert target.finish(b"x")[:2] == (1, 0)
 
 
 @pytest.mark.skipif(setting("kernel/yama/ptrace_scope", "0") != "0", reason="no user may trace")
-def test_what_is_lent_can_be_taken(start: Start, stolen: list[str]) -> None:
+def test_what_is_lent_can_be_taken(
+    start: Start, injected: Injected, rob: Callable[[int], None], stolen: set[str]
+) -> None:
     """Else the test above would pass for whatever the clone has."""
     target = start("read", prefix=AS_NOBODY)
-    take(target.pid, lend=True)
-    assert {str(DEVICE), USERFAULTFD} <= set(stolen)
+    injected.during(lambda: take(target.pid, lend=True), rob)
+    assert {str(DEVICE), USERFAULTFD} <= stolen
     assert target.finish(b"x")[:2] == (1, 0)
 
 
 def test_a_program_that_may_open_the_device_does(
-    start: Start, stolen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, injected: Injected, rob: Callable[[int], None], stolen: set[str], tmp_path: Path
 ) -> None:
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        parent.chmod(parent.stat().st_mode | 0o055)
+    """In its own name: here it has another one in that place, in a mount namespace of its own."""
     device = tmp_path / "userfaultfd"
     os.mknod(device, stat.S_IFCHR | 0o600, DEVICE.stat().st_rdev)
     device.chmod(0o666)
-    monkeypatch.setattr(injection, "DEVICE", device)
-    target = start("read", prefix=AS_NOBODY)
-    take(target.pid)
-    assert set(stolen) <= {str(device), USERFAULTFD}
+    replaced = f'mount --bind "$0" {DEVICE} && exec "$@"'
+    target = start("read", prefix=("unshare", "--mount", "sh", "-c", replaced, str(device), *AS_NOBODY))
+    injected.during(lambda: take(target.pid), rob)
+    assert USERFAULTFD in stolen
     assert target.finish(b"x")[:2] == (1, 0)
 
 

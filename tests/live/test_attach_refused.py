@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import subprocess
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from targets.programs import HANG, Program, compiled, descriptors, leftovers, until
+from targets.waiting import release, seize
 
 from nexttouch.linux import procfs
 from nexttouch.linux.process import Process
-from nexttouch.linux.ptrace import StoppedThread
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
@@ -96,17 +95,14 @@ def test_a_program_with_its_own_userfaultfd(start: Callable[..., Program]) -> No
 
 def test_a_program_that_is_traced(start: Callable[..., Program]) -> None:
     program = start("plain")
-    StoppedThread(program.pid, program.pid, 0).seize()
+    seize(program.pid)
     try:
         assert refused(program) == (
             f"process PID cannot be attached to: process {os.getpid()} traces it (a debugger, strace or another "
             "migrator); end that first"
         )
     finally:
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.ptrace(0x4207, program.pid, None, None) == 0  # PTRACE_INTERRUPT
-        os.waitpid(program.pid, 0x40000000)  # __WALL
-        assert libc.ptrace(17, program.pid, None, None) == 0  # PTRACE_DETACH
+        release(program.pid)
     program.advance()
 
 

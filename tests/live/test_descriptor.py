@@ -6,14 +6,17 @@ import ctypes
 import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from support.attacher import Injected
 from targets.programs import HANG, descriptors, until
 from targets.waiting import (  # noqa: F401 (fixtures)
     AS_NOBODY,
@@ -22,9 +25,11 @@ from targets.waiting import (  # noqa: F401 (fixtures)
     acquire_and_close,
     acquired,
     children,
+    injected_into,
+    injected_program_built,
     nothing_left_open,
-    release,
     starter,
+    take,
     userfaultfds,
     waiting_binary,
 )
@@ -34,13 +39,12 @@ from nexttouch.errors import (
     FeatureMissing,
     NoSuchProcess,
 )
-from nexttouch.linux import procfs
-from nexttouch.linux.pidfd import pidfd_getfd, pidfd_open
+from nexttouch.linux import control_block, procfs
+from nexttouch.linux.pidfd import pidfd_open
 from nexttouch.linux.process import Process
-from nexttouch.linux.ptrace import StoppedThread
-from nexttouch.linux.syscall import MACHINE, NUMBERS
+from nexttouch.linux.syscall import MACHINE
 from nexttouch.linux.userfaultfd import Event, Fault, FaultFlag, Feature, Mode, Userfaultfd
-from nexttouch.live import descriptor, injection
+from nexttouch.live import injection
 from nexttouch.live.descriptor import acquire, check
 
 pytestmark = pytest.mark.usefixtures("nothing_left_open")
@@ -190,27 +194,21 @@ def processor_time(pid: int) -> float:
 
 @pytest.mark.parametrize("prefix", [(), AS_NOBODY], ids=["root", "nobody"])
 def test_a_child_forked_meanwhile_has_what_the_program_has(
-    start: Start, prefix: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    start: Start, injected: Injected, prefix: tuple[str, ...]
 ) -> None:
     """Another thread forks while the descriptor is open and not closed again."""
     target = start("forker", prefix=prefix)
     before, forked = descriptors(target.pid), []
 
-    def taken(pidfd: int, number: int, *, pid: int) -> int:
+    def fork(clone: int) -> None:
+        assert userfaultfds(clone)
         assert target.process.stdin
         assert target.process.stdout
-        copy = pidfd_getfd(pidfd, number, pid=pid)
         target.process.stdin.write(b"f")
         target.process.stdin.flush()
         forked.append(int(target.process.stdout.readline()))
-        return copy
 
-    monkeypatch.setattr(injection, "pidfd_getfd", taken)
-    with Process.open(target.pid) as process:
-        instruction = descriptor._system_call_instruction(process)
-        uffd, *_ = injection.take_userfaultfd(process, instruction, lend=bool(prefix))
-        assert userfaultfds(os.getpid()) == [str(uffd)]
-        os.close(uffd)
+    injected.during(lambda: take(target.pid, lend=bool(prefix)), fork)
     assert children(target.pid) == list(map(str, forked)) != []
     inherited = [descriptors(child) for child in forked]
     for child in forked:
@@ -375,7 +373,7 @@ def test_the_migrator_may_be_killed_at_any_moment(start: Start) -> None:
     before = descriptors(target.pid)
     for step in range(25):
         migrator = subprocess.Popen([sys.executable, "-c", _ACQUIRE.format(target.pid)])
-        time.sleep(0.09 + step * 0.004)  # moments over the whole life of the helper
+        time.sleep(0.05 + step * 0.004)  # moments over the end of its start, and the whole life of the helper
         migrator.kill()
         migrator.wait()
         until(lambda: not _helpers_of(target.pid))
@@ -391,41 +389,50 @@ def _helpers_of(pid: int) -> list[str]:
             words = process.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"-I" in words and str(pid).encode() in words:
+        if words[1:3] == [b"take", str(pid).encode()]:
             found.append(process.parent.name)
     return found
 
 
-def test_the_helper_ignores_signals(start: Start) -> None:
+@contextmanager
+def another_migrator(pid: int, program: Path) -> Iterator[subprocess.Popen[bytes]]:
+    set_up = (
+        f"from nexttouch.live import injection; from pathlib import Path; injection.PROGRAM = Path({str(program)!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", set_up + _ACQUIRE.format(pid)]) as migrator:
+        yield migrator
+
+
+def test_the_migrator_is_killed_while_the_target_stands_still(start: Start, injected: Injected) -> None:
     target = start("read")
-    sent = 0
-    for _ in range(20):
-        migrator = subprocess.Popen([sys.executable, "-c", _ACQUIRE.format(target.pid)])
-        while migrator.poll() is None:
-            for helper in _helpers_of(target.pid):
-                sent += _send_all(int(helper))
-        assert migrator.returncode == 0
-        if sent:
-            break
-    assert sent
+    before = descriptors(target.pid)
+    with another_migrator(target.pid, injected.program) as migrator:
+
+        def kill(clone: int, _: socket.socket) -> None:
+            migrator.kill()
+            migrator.wait()
+            assert userfaultfds(clone)
+
+        injected.accompany(meanwhile=kill)
+    until(lambda: not _helpers_of(target.pid))
+    assert (procfs.status(Process(target.pid)).tracer, children(target.pid)) == (0, [])
+    assert descriptors(target.pid) == before
     assert target.finish(b"x")[:2] == (1, 0)
 
 
-def _send_all(helper: int) -> int:
-    # Before it is shielded it is an interpreter that starts, and has not touched anything.
-    if "SigBlk:\tfffffffe7ffbfeff" not in _status_lines(helper):
-        return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
-        with suppress(ProcessLookupError):
-            os.kill(helper, number)
-    return 1
+def test_the_helper_ignores_signals(start: Start, injected: Injected) -> None:
+    target = start("read")
+    with another_migrator(target.pid, injected.program) as migrator:
 
+        def signal_it(_: int, helper: socket.socket) -> None:
+            pid, _, _ = struct.unpack("3i", helper.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            assert os.getsid(pid) == pid
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+                os.kill(pid, number)
 
-def _status_lines(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return []
+        injected.accompany(meanwhile=signal_it)
+        assert migrator.wait(HANG) == 0
+    assert target.finish(b"x")[:2] == (1, 0)
 
 
 def test_a_target_that_is_gone_is_said_to_be(start: Start) -> None:
@@ -439,7 +446,8 @@ def test_a_target_that_is_gone_is_said_to_be(start: Start) -> None:
             injection.take_userfaultfd(process, 0)
 
 
-def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start) -> None:
+def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_block, "exists", lambda _: True)  # which would see it, before the program does
     gone, other = start("read"), start("read")
     pidfd = pidfd_open(gone.pid)
     gone.process.kill()
@@ -449,16 +457,24 @@ def test_a_process_that_got_the_number_of_another_is_left_alone(start: Start) ->
             injection.take_userfaultfd(Process(other.pid, pidfd=pidfd), 0)
     finally:
         os.close(pidfd)
-    release(other.pid)
+    assert procfs.status(Process(other.pid)).tracer == 0
     assert other.finish(b"x")[:2] == (1, 0)
 
 
-def test_a_target_killed_while_it_is_stopped(start: Start) -> None:
+def test_a_target_killed_while_it_is_stopped(start: Start, injected: Injected) -> None:
     target = start("read")
-    thread = StoppedThread(target.pid, target.pid, descriptor._system_call_instruction(Process(target.pid)))
-    thread.seize()
-    thread.stop(HANG)
-    target.process.kill()
-    os.waitid(os.P_PID, target.pid, os.WEXITED | os.WNOWAIT)
+
+    def kill(_: int) -> None:
+        target.process.kill()
+        until(lambda: procfs.status(Process(target.pid)).state == "Z")
+
     with pytest.raises(NoSuchProcess, match="while it was attached"):
-        thread.call(NUMBERS[MACHINE]["close"], 1000)
+        injected.during(lambda: take(target.pid), kill)
+
+
+def test_a_clone_that_is_killed_is_missed(start: Start, injected: Injected) -> None:
+    """Where it has all that it ever has, that is harmless: the descriptor is ours."""
+    target = start("read")
+    injected.during(lambda: take(target.pid), lambda clone: os.kill(clone, signal.SIGKILL))
+    assert (procfs.status(Process(target.pid)).tracer, children(target.pid)) == (0, [])
+    assert target.finish(b"x")[:2] == (1, 0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from targets.programs import HANG, descriptors, until
@@ -22,7 +22,9 @@ from targets.waiting import (  # noqa: F401 (fixtures)
     acquired,
     nothing_left_open,
     release,
+    seize,
     starter,
+    take,
     waiting_binary,
 )
 
@@ -30,12 +32,12 @@ from nexttouch import _core
 from nexttouch.errors import (
     InvalidArgument,
     KernelError,
+    NexttouchError,
     NoSuchProcess,
     TargetRefused,
 )
 from nexttouch.linux import procfs
 from nexttouch.linux.process import Process
-from nexttouch.linux.ptrace import StoppedThread
 from nexttouch.linux.userfaultfd import Mode, Userfaultfd
 from nexttouch.live import descriptor, injection
 from nexttouch.live.attach import attach
@@ -72,7 +74,7 @@ def test_a_kernel_thread() -> None:
 
 def test_a_traced_process(start: Start) -> None:
     target = start("read")
-    StoppedThread(target.pid, target.pid, 0).seize()
+    seize(target.pid)
     refused(target.pid, f"process {os.getpid()} traces it")
     release(target.pid)
     assert target.finish(b"x")[:2] == (1, 0)
@@ -86,9 +88,8 @@ def test_a_process_with_a_seccomp_filter(start: Start) -> None:
 
 def test_a_seccomp_filter_that_came_after_the_check(start: Start) -> None:
     target = start("seccomp", readies=2)
-    instruction = descriptor._system_call_instruction(Process(target.pid))
-    with Process.open(target.pid) as process, pytest.raises(TargetRefused, match="seccomp"):
-        injection.take_userfaultfd(process, instruction)
+    with pytest.raises(TargetRefused, match="seccomp"):
+        take(target.pid)
     assert target.finish(b"x")[:2] == (1, 0)
 
 
@@ -213,6 +214,7 @@ def attempt_as_nobody(pid: int) -> tuple[str, str]:
         Path(folder).chmod(0o755)
         package = shutil.copytree(Path(descriptor.__file__).parents[1], Path(folder) / "nexttouch")
         shutil.copy(_core.__file__, package)
+        shutil.copy(injection.PROGRAM, package)
         environment = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, capture_output=True, check=True, timeout=HANG, cwd="/", env=environment)
     name, message = json.loads(done.stdout)
@@ -279,33 +281,52 @@ def test_a_user_who_may_not_have_a_userfaultfd(start: Start) -> None:
     assert target.finish(b"x")[:2] == (1, 0)
 
 
-def test_a_helper_that_dies_is_reported() -> None:
-    with pytest.raises(KernelError, match="ended with status -9 before it was done"):
-        descriptor._read_answer(b"", -1, 1, -9)
+def test_a_helper_that_dies_is_reported(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "PROGRAM", Path("/bin/false"))
+    target = start("read")
+    with pytest.raises(KernelError, match="ended with status 1 before it was done"):
+        take(target.pid)
+    assert target.finish(b"x")[:2] == (1, 0)
+
+
+def test_a_helper_that_is_not_there_is_reported(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "PROGRAM", Path("/nowhere"))
+    target = start("read")
+    with pytest.raises(KernelError, match=r"^execve: .* \(ENOENT\); '/nowhere' has to be a program; install nexttouch"):
+        take(target.pid)
+    assert target.finish(b"x")[:2] == (1, 0)
 
 
 def test_a_descriptor_that_could_not_be_received_is_reported() -> None:
     with pytest.raises(KernelError, match="raise its limit"):
-        descriptor._read_answer(b'{"stopped": 0.1}', -1, 1, 0)
+        injection._read_answer(b"taken 1000 0", -1, 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("answer", "error"),
     [
-        ("FeatureMissing", ["x", "reason", "remedy"]),
-        ("KernelError", ["mmap", 12]),
-        ("NotPermitted", [7, "reason"]),
-        ("TargetRefused", [7, "reason"]),
+        ("call mmap 12", "mmap: Cannot allocate memory (ENOMEM)"),
+        ("call pidfd_getfd 38", "pidfd_getfd is not available: this kernel does not have it; use Linux 5.6 or newer"),
+        (
+            "traced 9",
+            "process 7 cannot be attached to: process 9 traces it (a debugger, strace or another migrator); end",
+        ),
+        ("ended 0", "process 7 ended while it was attached to"),
+        (
+            "forbidden 0",
+            "process 7 may not be touched: the kernel forbids tracing it; run as root or with CAP_SYS_PTRACE",
+        ),
     ],
 )
-def test_errors_travel(name: str, arguments: list[Any]) -> None:
-    answer = json.dumps({"error": name, "arguments": arguments}).encode()
-    with pytest.raises(Exception, match=r".") as error:
-        descriptor._read_answer(answer, -1, 7, 0)
-    assert type(error.value).__name__ == name
-    assert [getattr(error.value, field) for field in injection.ERROR_ARGUMENTS[name]] == arguments
+def test_errors_travel(answer: str, error: str) -> None:
+    with pytest.raises(NexttouchError) as raised:
+        injection._read_answer(answer.encode(), -1, 7)
+    assert str(raised.value).startswith(error)
 
 
-def test_the_end_of_the_target_is_reported() -> None:
-    with pytest.raises(NoSuchProcess, match="process 7 ended while it was attached to"):
-        descriptor._read_answer(b'{"error": "NoSuchProcess", "arguments": [7]}', -1, 7, 0)
+def test_each_word_of_the_program_is_known() -> None:
+    source = (Path(__file__).parents[2] / "src/nexttouch/_attach/main.c").read_text()
+    words = re.findall(r'\[[A-Z0-9_]+\] = "(\S+)"', source)
+    assert len(words) == 13
+    for word in set(words) - {"call"}:
+        assert isinstance(injection._refusal(word, 1, 7), NexttouchError)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from nexttouch.live.mechanisms import MECHANISMS
 
-__all__ = ["BUILDS", "FAILING", "SCENARIOS", "WAYS", "build"]
+__all__ = ["BUILDS", "CC", "FAILING", "SCENARIOS", "WAYS", "build"]
 
 _ROOT = Path(__file__).parents[2]
 _PROGRAMS = _ROOT / "tests/core"
-_CC = ("cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror")
+CC = ("cc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror")
+"""The compiler."""
 
 BUILDS = {
     "plain": ["-O2"],
@@ -38,7 +39,7 @@ def build(source: str, name: str, folder: Path, *, injected: bool = False) -> Pa
     renamed = ["-include", str(_PROGRAMS / "inject.h")] if injected else []
     sources = [str(_PROGRAMS / f"{source}.c"), *([str(_PROGRAMS / "inject.c")] if injected else [])]
     folder.mkdir()
-    subprocess.run([*_CC, *BUILDS[name], *renamed, "-c", *map(str, core)], cwd=folder, check=True)
+    subprocess.run([*CC, *BUILDS[name], *renamed, "-c", *map(str, core)], cwd=folder, check=True)
     objects = [f"{path.stem}.o" for path in core]
-    subprocess.run([*_CC, *BUILDS[name], *sources, *objects, "-o", source, "-lpthread", "-lm"], cwd=folder, check=True)
+    subprocess.run([*CC, *BUILDS[name], *sources, *objects, "-o", source, "-lpthread", "-lm"], cwd=folder, check=True)
     return folder / source

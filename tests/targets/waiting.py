@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.attacher import Injected
 
 from nexttouch.linux import procfs
 from nexttouch.linux.process import Process
+from nexttouch.live import descriptor, injection
 from nexttouch.live.descriptor import Acquired, acquire
 
 from .programs import HANG, compiled, descriptors, until
@@ -25,9 +27,13 @@ __all__ = [
     "acquire_and_close",
     "acquired",
     "children",
+    "injected_into",
+    "injected_program_built",
     "nothing_left_open",
     "release",
+    "seize",
     "starter",
+    "take",
     "userfaultfds",
     "waiting_binary",
 ]
@@ -69,6 +75,13 @@ def userfaultfds(pid: int) -> list[str]:
     return [number for number, link in descriptors(pid).items() if "userfaultfd" in link]
 
 
+def take(pid: int, *, lend: bool = False) -> None:
+    """Have it open a userfaultfd, whatever it is, and close that."""
+    with Process.open(pid, needs_pidfd=True) as process:
+        instruction = descriptor._system_call_instruction(process)
+        Acquired(*injection.take_userfaultfd(process, instruction, lend=lend)).close()
+
+
 @contextmanager
 def acquired(pid: int, **options: Any) -> Iterator[Acquired]:
     """A userfaultfd on the memory of the program, closed at the end."""
@@ -87,6 +100,12 @@ def acquire_and_close(pid: int, features: int = 0) -> float:
     assert (children(pid), procfs.mappings(Process(pid))) == (family, mapped)
     assert procfs.status(Process(pid)).tracer == 0
     return found.stopped
+
+
+def seize(pid: int) -> None:
+    """Become its tracer, until `release`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.ptrace(0x4206, pid, None, None) == 0
 
 
 def release(pid: int) -> None:
@@ -122,6 +141,21 @@ def starter(waiting: Path) -> Iterator[Start]:
     for target in targets:
         target.process.kill()
         target.process.communicate()
+
+
+@pytest.fixture(scope="session", name="injected_program")
+def injected_program_built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Injected]:
+    """The program that attaches, which lets a test do something meanwhile, or fails; made once."""
+    program = Injected(tmp_path_factory.mktemp("attacher") / "injected")
+    yield program
+    program.close()
+
+
+@pytest.fixture(name="injected")
+def injected_into(injected_program: Injected, monkeypatch: pytest.MonkeyPatch) -> Injected:
+    """It is the one that is started; each start has to be accompanied."""
+    monkeypatch.setattr(injection, "PROGRAM", injected_program.program)
+    return injected_program
 
 
 @pytest.fixture

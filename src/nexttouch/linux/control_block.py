@@ -1,6 +1,6 @@
 """The control block of a thread, as glibc has it: known by the head of its robust list, get_robust_list(2).
 
-The thread is that through which a process is seen. Standard library only: the process that stops a thread uses this.
+The thread is that through which a process is seen.
 """
 
 from __future__ import annotations

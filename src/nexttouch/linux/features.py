@@ -21,7 +21,7 @@ from . import mempolicy, nodes, procfs
 from .mounts import check_proc
 from .pidfd import pidfd_getfd, pidfd_open
 from .process import SELF
-from .ptrace import ARCHITECTURES, restriction
+from .ptrace import INSTRUCTIONS, restriction
 from .syscall import MACHINE, PAGE_SIZE, forbidden, read_file, try_call
 from .userfaultfd import DEVICE, Feature, Mode, Userfaultfd, available_features
 
@@ -284,8 +284,8 @@ def _take_descriptor() -> None:
 
 
 def _trace() -> None:
-    if MACHINE not in ARCHITECTURES:
-        raise FeatureMissing("ptrace", f"attaching is not written for {MACHINE}", f"use {' or '.join(ARCHITECTURES)}")
+    if MACHINE not in INSTRUCTIONS:
+        raise FeatureMissing("ptrace", f"attaching is not written for {MACHINE}", f"use {' or '.join(INSTRUCTIONS)}")
     reason, _, remedy = restriction().partition("; ")
     if reason:
         raise FeatureMissing("ptrace", reason, remedy)

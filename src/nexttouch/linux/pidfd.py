@@ -10,10 +10,10 @@ import os
 import select
 import signal
 
-from ..errors import FeatureMissing, InvalidArgument, KernelError, NoSuchProcess, NotPermitted
+from ..errors import FeatureMissing, InvalidArgument, KernelError, NexttouchError, NoSuchProcess, NotPermitted
 from .syscall import try_call
 
-__all__ = ["alive", "exists", "pidfd_getfd", "pidfd_open"]
+__all__ = ["alive", "exists", "getfd_error", "pidfd_getfd", "pidfd_open"]
 
 
 def pidfd_open(pid: int, *, thread: bool = False) -> int:
@@ -57,16 +57,21 @@ def pidfd_getfd(pidfd: int, descriptor: int, *, pid: int) -> int:
         KernelError: EBADF if it has no such descriptor, EMFILE.
     """
     copy, error = try_call("pidfd_getfd", pidfd, descriptor, 0)
+    if error:
+        raise getfd_error(error, pid)
+    return copy
+
+
+def getfd_error(error: int, pid: int) -> NexttouchError:
+    """Make the typed error for a pidfd_getfd(2) of process `pid` that failed with errno `error`."""
     match error:
-        case 0:
-            return copy
         case errno.ESRCH:
-            raise NoSuchProcess(pid, "before its descriptor could be taken")
+            return NoSuchProcess(pid, "before its descriptor could be taken")
         case errno.EPERM:
-            raise NotPermitted(pid, "taking one of its descriptors needs the right to trace it")
+            return NotPermitted(pid, "taking one of its descriptors needs the right to trace it")
         case errno.ENOSYS:
-            raise _missing("pidfd_getfd", error)
-    raise KernelError("pidfd_getfd", error)
+            return _missing("pidfd_getfd", error)
+    return KernelError("pidfd_getfd", error)
 
 
 def alive(pidfd: int) -> bool:

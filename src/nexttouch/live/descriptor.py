@@ -18,28 +18,22 @@ with EFAULT.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
-import select
-import socket
-import subprocess
-import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import _core, errors
+from .. import _core
 from ..errors import FeatureMissing, KernelError, NexttouchError, NoSuchProcess, NotPermitted, TargetRefused
 from ..linux import procfs
 from ..linux.process import Process, privilege
-from ..linux.ptrace import ARCHITECTURES
+from ..linux.ptrace import INSTRUCTIONS
 from ..linux.syscall import MACHINE
 from ..linux.userfaultfd import Feature, Userfaultfd, available_features
-from .injection import SECCOMP, TRACED
+from .injection import SECCOMP, TRACED, take_userfaultfd
 
-__all__ = ["TAKEN", "Acquired", "acquire", "check", "interrupt"]
+__all__ = ["TAKEN", "Acquired", "acquire", "check"]
 
 TAKEN = "another process (such as a virtual machine's monitor, or another migrator) handles its page faults"
 """Why a process is refused whose memory another process's userfaultfd watches."""
@@ -87,25 +81,16 @@ def acquire(process: Process, *, features: int = 0, wanted: int = 0, lend: bool 
         FeatureMissing: the kernel lacks one of `features`, or this processor is not supported.
         KernelError: any other failure, such as EMFILE.
     """
-    if MACHINE not in ARCHITECTURES:
-        raise FeatureMissing("attaching", f"it is not written for {MACHINE}", f"use {' or '.join(ARCHITECTURES)}")
-    acquired = Acquired(*_inject(check(process), lend))
+    if MACHINE not in INSTRUCTIONS:
+        raise FeatureMissing("attaching", f"it is not written for {MACHINE}", f"use {' or '.join(INSTRUCTIONS)}")
+    seen = check(process)
+    acquired = Acquired(*take_userfaultfd(seen, _system_call_instruction(seen), lend=lend))
     try:
         _shake_hands(Userfaultfd(acquired.uffd), features, wanted)
     except BaseException:
         acquired.close()
         raise
     return acquired
-
-
-def interrupt(process: Process, threads: Iterable[int]) -> None:
-    """Interrupt what `threads` of `process` wait for, which they do not notice but for EINTR.
-
-    Raises:
-        KernelError: no process could be started for it.
-    """
-    with _start_helper("interrupt", map(str, (process.pid, process.pidfd, *threads)), (process.pidfd,)):
-        pass
 
 
 def check(process: Process) -> Process:
@@ -214,13 +199,9 @@ _REGISTERED = re.compile(rb" u[mwir] ")  # missing, write-protect, minor, read-w
 
 def _system_call_instruction(seen: Process) -> int:
     """Return the address of an instruction of the kernel's own code in `seen` (vdso) that makes a system call."""
-    architecture = ARCHITECTURES[MACHINE]
     for mapping in procfs.mappings(seen):
         if mapping.path == "[vdso]":
-            code = _read_memory(seen, mapping.start, mapping.end - mapping.start)
-            at = code.find(architecture.instruction)
-            while at % architecture.alignment:
-                at = code.find(architecture.instruction, at + 1)
+            at = INSTRUCTIONS[MACHINE].find(_read_memory(seen, mapping.start, mapping.end - mapping.start))
             if at >= 0:
                 return mapping.start + at
     raise TargetRefused(seen.pid, "it has no vdso, from where its system calls could be made; move its pages eagerly")
@@ -233,70 +214,6 @@ def _read_memory(seen: Process, start: int, length: int) -> bytes:
             return memory.read(length)
     except OSError as error:
         raise seen.access_error(error) from None
-
-
-_PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from nexttouch.live import injection
-getattr(injection, sys.argv.pop(1))(sys.argv[1:])
-"""
-
-
-def _inject(seen: Process, lend: bool) -> tuple[int, float, int]:
-    instruction = _system_call_instruction(seen)
-    try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        raise KernelError("socketpair", error.errno or 0, _REMEDIES.get(error.errno or 0, "")) from None
-    with ours, theirs:
-        numbers = map(str, (seen.pid, seen.thread, seen.pidfd, instruction, int(lend), theirs.fileno()))
-        helper = _start_helper("main", numbers, (seen.pidfd, theirs.fileno()))
-        with helper:
-            theirs.close()
-            answer, descriptor = _receive(ours)
-    return _read_answer(answer, descriptor, seen.pid, helper.returncode)
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, int]:
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    poll.poll()
-    return _core.receive(channel.fileno())
-
-
-def _start_helper(task: str, numbers: Iterable[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    # Isolated (-I) and without site-packages (-S): quick, and nothing of the environment or the working directory gets
-    # into a process that may be root's.
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2]), task, *numbers]
-    none = subprocess.DEVNULL
-    try:
-        return subprocess.Popen(
-            command, stdin=none, stdout=none, stderr=none, pass_fds=descriptors, start_new_session=True
-        )
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, f"{sys.executable!r} has to be a Python interpreter")
-        raise KernelError("execve", error.errno or 0, remedy) from None
-
-
-_NO_DESCRIPTOR = "this process has no file descriptor left; raise its limit (ulimit -n)"
-_NO_PROCESS = "this user may have no more processes; raise the limit (ulimit -u, pids.max)"
-_REMEDIES = {errno.EMFILE: _NO_DESCRIPTOR, errno.ENFILE: _NO_DESCRIPTOR, errno.EAGAIN: _NO_PROCESS}
-
-
-def _read_answer(answer: bytes, descriptor: int, pid: int, exit_status: int) -> tuple[int, float, int]:
-    if not answer:
-        detail = f"the process that attaches ended with status {exit_status} before it was done; look at process {pid}"
-        raise KernelError("attach", errno.ECHILD, detail)
-    fields = json.loads(answer)
-    if "error" in fields:
-        if fields["error"] == "NoSuchProcess":
-            raise NoSuchProcess(pid, "while it was attached to")
-        kind: type[NexttouchError] = getattr(errors, fields["error"])
-        raise kind(*fields["arguments"])
-    if descriptor < 0:
-        raise KernelError("recvmsg", errno.EMFILE, _NO_DESCRIPTOR)
-    return descriptor, float(fields["stopped"]), int(fields["exit_word"])
 
 
 def _shake_hands(uffd: Userfaultfd, features: int, wanted: int) -> None:

@@ -25,7 +25,7 @@ from ..linux import remote, thread_exit
 from ..linux.process import Process
 from ..linux.syscall import PAGE_SIZE
 from ..linux.thread_exit import LastWord
-from . import descriptor
+from . import injection
 
 __all__ = ["heal", "look_again"]
 
@@ -56,7 +56,7 @@ def heal(process: Process, words: Iterable[LastWord] | None = None) -> list[Last
         remote.write(process, word.address, word.final.to_bytes(4, "little"))
     waiting = _waiting(process, {word.address for word in lost}) if lost else []
     if waiting:
-        descriptor.interrupt(process, waiting)
+        injection.interrupt(process, waiting)
     return lost
 
 
