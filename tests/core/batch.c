@@ -51,7 +51,7 @@ static void migrate(unsigned pages)
 {
 	static struct plan plan;
 	struct nt_error error;
-	struct nt_options options = options_of("protect");
+	struct nt_options options = options_of("write_protect");
 	options.rate = 0;
 	options.window = 1;
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

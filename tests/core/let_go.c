@@ -38,7 +38,7 @@ static struct nt_pager *migrate(const uint64_t *memory)
 {
 	struct plan plan = {0};
 	struct nt_error error;
-	struct nt_options options = options_of("inline");
+	struct nt_options options = options_of("relocate-inline");
 	options.rate = 0;
 	options.window = 1;
 	plan_range(&plan, memory, PAGES);
