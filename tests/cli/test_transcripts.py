@@ -89,6 +89,8 @@ SAME_EVERYWHERE = {
     "run-to-a-node-twice": ["run", "--to", "0,0", "--", "true"],
     "run-to-a-node-and-interleaved": ["run", "--to", "0", "--interleave", "--", "true"],
     "run-to-a-node-and-by-touch": ["run", "--to", "0", "--next-touch", "--", "true"],
+    "run-to-a-node-in-rounds": ["run", "--to", "0", "--every", "1s", "--", "echo", "not run"],
+    "run-interleaved-with-a-cap": ["run", "--interleave", "--cap", "1GiB", "--", "echo", "not run"],
     "run-for-a-wrong-time": ["run", "--every", "soon", "--", "echo", "not run"],
     "run-with-no-window": ["run", "--window", "0", "--", "echo", "not run"],
     "run-by-relocate": ["run", "--mechanism", "relocate", "--", "echo", "not run"],

@@ -39,6 +39,7 @@ examples:
 exit status: 0 when the rounds are over or the process has ended, 1 when it could not be reached, 2 for misuse, 130, 143
 or 129 when interrupted (Ctrl-C, SIGTERM, SIGHUP)."""
 
+_EVERY, _WINDOW = 10.0, 16  # seconds of a round, and pages that one touch speaks for
 _GRAIN = 0.1  # seconds after which a wait looks whether it is to end
 
 
@@ -60,12 +61,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def add_rounds(parser: argparse._ActionsContainer) -> None:
     """Add the options that say how a round goes."""
-    parser.add_argument("--every", metavar="DURATION", default="10s", help="how long a round lasts (10s)")
+    parser.add_argument("--every", metavar="DURATION", help="how long a round lasts (10s)")
     parser.add_argument("--cap", metavar="SIZE", help="move at most this much after a round, as 256MiB (no limit)")
     parser.add_argument(
         "--window",
         type=int,
-        default=16,
         metavar="PAGES",
         help="most pages that one touch speaks for (16): more cost the program fewer traps, and blur who uses what",
     )
@@ -93,15 +93,16 @@ class Rounds(NamedTuple):
         from ..live.mechanisms import foreign
         from ..live.options import Options
 
-        every = parse_duration(options.every, argument="--every")
+        every = parse_duration(options.every, argument="--every") if options.every is not None else _EVERY
         if not every:
             raise InvalidArgument("--every", f"is {options.every!r}, but a round has to last")
         cap = parse_size(options.cap, argument="--cap") if options.cap is not None else None
         if cap == 0:
             raise InvalidArgument("--cap", f"is {options.cap!r}, but then nothing would ever move")
-        Options(window=options.window).check()
+        window = _WINDOW if options.window is None else options.window
+        Options(window=window).check()
         foreign(options.mechanism)
-        return cls(every, cap, options.window, options.mechanism)
+        return cls(every, cap, window, options.mechanism)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -64,6 +64,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit status, unless it takes this process's place."""
+    if options.to is not None or options.interleave:
+        _refuse_rounds(options)
     if options.to is not None:
         nodes = check_target(_nodes(options.to))
         mode = mempolicy.Mode.INTERLEAVE if len(nodes) > 1 else mempolicy.Mode.PREFERRED
@@ -72,6 +74,12 @@ def run(options: argparse.Namespace) -> int:
         nodes = topology().memory_nodes
         return _become(options.command, mempolicy.Mode.INTERLEAVE, nodes)
     return _follow(options)
+
+
+def _refuse_rounds(options: argparse.Namespace) -> None:
+    for name in ("every", "cap", "window", "mechanism", "json"):
+        if getattr(options, name) not in (None, False):
+            raise InvalidArgument(f"--{name}", f"does not go with {'--to' if options.to else '--interleave'}")
 
 
 def _nodes(text: str) -> tuple[int, ...]:

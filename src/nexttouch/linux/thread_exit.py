@@ -10,7 +10,7 @@ which lies in it. Those of threads that have ended, whose stacks the C library k
 so they are looked for in what can be a stack: writable memory behind memory without access.
 
 In musl the word is the same for all threads, a lock in its data: one of them has to be asked for its address
-(PR_GET_TID_ADDRESS), which is done where a thread is stopped anyway (`nexttouch.live.injection`).
+(PR_GET_TID_ADDRESS), which is done where a thread is stopped anyway (`_attach/injection.c`).
 """
 
 from __future__ import annotations
