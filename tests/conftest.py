@@ -25,9 +25,15 @@ OF_THE_KERNEL = {"linux", "live"}
 """Folders whose tests look at what the kernel does: in the lab they are run on each of its kernels."""
 
 
+OF_RWP = {"test_contract.py", "test_rwp.py"}
+"""Files whose tests of RWP are run in the lab, which has a kernel with it where hardly a machine has."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before items are picked by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.name in OF_RWP and "rwp" in item.nodeid:
+            item.add_marker("lab")
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in OF_THE_KERNEL and item.get_closest_marker("lab"):
             item.add_marker("lab_kernels")

@@ -16,7 +16,7 @@ from targets.programs import compiled, leftovers, steady
 from nexttouch.live.mechanisms import Mechanism
 
 KILLS = int(os.environ.get("NEXTTOUCH_KILLS", "25"))
-"""Of the thousand; all of them take an hour on an emulated machine."""
+"""How many; a thousand take an hour on an emulated machine."""
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 @foreign
-def test_1000_random_kills_of_a_migrator_lose_nothing(tmp_path: Path, nursery: Nursery, trap: Mechanism) -> None:
+def test_random_kills_of_a_migrator_lose_nothing(tmp_path: Path, nursery: Nursery, trap: Mechanism) -> None:
     """No word is lost, no thread hangs, and no page is left without permission, at whatever moment it is killed."""
     moments = random.Random(20060405)
     lives: list[dict[str, object]] = [
