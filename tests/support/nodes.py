@@ -18,6 +18,8 @@ from .memory import PAGE_SIZE, Memory, more_hugetlb
 __all__ = ["cpuset", "filled", "setting"]
 
 HUGE_SIZE = 2 << 20
+NEARLY_NONE = 16 << 20
+"""Bytes; a node that is full has some more than what all nodes keep."""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 FREE_LISTS = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 """The greater, the fewer free pages a CPU keeps to itself, where no other finds them; 0: as the kernel likes."""
@@ -49,7 +51,8 @@ def filled(node: int, free: int = 0) -> Iterator[None]:
             while taken < rest.pages:
                 rest.populate(taken, chunk)
                 taken += chunk
-                if (rest.nodes(taken - chunk, chunk) != node).any():
+                elsewhere = (rest.nodes(taken - chunk, chunk) != node).any()
+                if elsewhere and nodes.memory(node)[1] < NEARLY_NONE:  # else another one was taken while it was busy
                     break
         finally:
             mempolicy.set_mempolicy(*policy)
