@@ -18,6 +18,7 @@ import pytest
 from nexttouch import cli
 
 LIMIT = 300.0
+AGAIN = 5.0
 
 
 class Session:
@@ -40,6 +41,14 @@ class Session:
             assert self.read(), self.shown
         before, self.seen = self.seen, found + len(wanted)
         return self.shown[before : self.seen].decode()
+
+    def insist(self, keys: str, text: str) -> None:
+        """Type `keys` until it shows `text`: a shell that starts a command just then can miss a Ctrl-C for it."""
+        while self.shown.find(text.encode(), self.seen) < 0:
+            self.type(keys)
+            while select.select([self.terminal], [], [], AGAIN)[0] and self.read():
+                pass
+        self.wait_for(text)
 
     def read(self) -> bool:
         """Read what it shows; False at the end."""
@@ -76,8 +85,7 @@ def test_a_shell_has_job_control_and_the_size_of_the_terminal() -> None:
         shell.wait_for("next> ")
         shell.type("tty; stty size; sleep 1000\n")
         assert "/dev/pts/0\r\n30 99\r\n" in shell.wait_for("30 99\r\n")
-        shell.type("\x03")
-        shell.wait_for("next> ")
+        shell.insist("\x03", "next> ")
         shell.type("echo status $?\n")
         shell.wait_for("status 130")
         shell.wait_for("next> ")

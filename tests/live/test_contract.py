@@ -321,7 +321,7 @@ def wait_in_a_fault(pid: int) -> bool:
 @foreign
 def test_the_death_of_the_migrator(binaries: dict[str, Path], nursery: Nursery, trap: Mechanism) -> None:
     """By SIGKILL, while every thread waits at an armed page that it does not serve."""
-    with steady(binaries["steady"], pages=128) as (program, companion):
+    with steady(binaries["steady"], pages=1024) as (program, companion):
         life = {"pid": program.pid, "to": 0, "always": True, "rate": 0, "window": 1, "mechanism": trap.name}
         for _ in range(3):
             migrator = nursery.fork(**life)
