@@ -156,8 +156,8 @@ def test_a_chase_through_memory_goes_where_the_memory_is_and_counts_the_same_twi
     assert again["status"] == 5
     for index, cpu in ((1, 0), (2, 0), (3, 1)):
         first, second = counts.intervals[index].cpus[cpu], again["intervals"][index]["cpus"][cpu]
-        assert second["local"] + second["remote"] == pytest.approx(first.local + first.remote, rel=0.01)
-        assert second["misses"] == pytest.approx(list(first.misses), rel=0.01, abs=LOADS / 100)
+        assert second["local"] + second["remote"] == pytest.approx(first.local + first.remote, rel=0.03)
+        assert second["misses"] == pytest.approx(list(first.misses), rel=0.03, abs=LOADS / 30)
     capsys.readouterr()
 
 

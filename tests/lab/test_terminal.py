@@ -114,7 +114,6 @@ def test_a_shell_has_job_control_and_the_size_of_the_terminal() -> None:
 def test_ctrl_c_is_the_commands_and_three_escapes_are_the_labs() -> None:
     with session("sh", "-c", "trap 'echo trapped' INT; echo begun; while :; do sleep 1000; done") as command:
         command.wait_for("begun")
-        command.type("\x03")
-        command.wait_for("trapped")
+        command.insist("\x03", "trapped")
         command.type("\x1d\x1d\x1d")
         assert command.end() == 128 + signal.SIGINT
