@@ -327,8 +327,10 @@ def test_the_death_of_the_migrator(binaries: dict[str, Path], nursery: Nursery, 
             migrator = nursery.fork(**life)
             nursery.hear_until("armed")
             os.kill(migrator, signal.SIGSTOP)
-            until(lambda: wait_in_a_fault(program.pid), "all threads at armed pages")
-            os.kill(migrator, signal.SIGKILL)
+            try:
+                until(lambda: wait_in_a_fault(program.pid), "all threads at armed pages")
+            finally:
+                os.kill(migrator, signal.SIGKILL)
             nursery.hear_until("ended")
             unharmed(program)
             companion.advance()
