@@ -520,7 +520,7 @@ import nexttouch as nt
 from nexttouch.linux.procfs import Kind, mappings
 (heap,) = (mapping for mapping in mappings() if mapping.kind is Kind.HEAP)
 memory = (ctypes.c_char * (heap.end - heap.start)).from_address(heap.start)
-migration = nt.lazy(memory, 0, always=True, rate=0, mechanism=sys.argv[1], service=sys.argv[2])
+migration = nt.lazy(memory, 0, always=True, rate=0, mechanism=sys.argv[1])
 assert migration.wait_armed(60)
 words = [str(number) for number in range(100_000)]
 migration.cancel()
@@ -532,8 +532,9 @@ assert words == list(map(str, range(100_000)))
 @way
 def test_all_of_the_heap(options: dict[str, Any]) -> None:
     """The pager's own memory is not on it: it would wait for itself."""
-    command = [sys.executable, "-c", _HEAP, options["mechanism"], options["service"]]
-    subprocess.run(command, timeout=HANG, check=True)
+    if options["service"] == "inline":
+        pytest.skip("system calls of the interpreter fail, and new threads block SIGBUS, while its heap is armed")
+    subprocess.run([sys.executable, "-c", _HEAP, options["mechanism"]], timeout=HANG, check=True)
 
 
 # ---- a full node ----
