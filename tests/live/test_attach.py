@@ -399,6 +399,7 @@ def stopped(program: Program) -> bool:
         ((1, []), {}, "to"),
         ((1, "0"), {}, "to"),
         ((1, [0, 0]), {}, "to"),
+        ((1, np.array([0, 0])), {}, "to"),
         ((1, 1023), {}, "to"),
         ((1, 0), {"rate": -1}, "rate"),
         ((1, 0), {"rate": float("nan")}, "rate"),

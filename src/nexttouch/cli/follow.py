@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..errors import InvalidArgument, NoSuchProcess, TargetRefused
-from ..linux.syscall import PAGE_SIZE
 from ..printable import printable
-from ..quantities import format_count, format_size, parse_duration, parse_size
-from .move import STORES_ONLY
+from ..quantities import format_count, parse_duration, parse_size
+from .move import STORES_ONLY, format_pages
 from .paragraphs import Paragraphs
 from .signals import Signals
 
@@ -172,17 +171,13 @@ def _wait(follower: Follower, seconds: float, signals: Signals, ended: Callable[
 def _line(found: Round) -> str:
     places = ", ".join(f"{format_count(count)} from node {node}" for node, count in found.by_node.items())
     parts = [
-        f"round {found.number}: {_pages(found.touched)} of {_pages(found.pages)} touched",
+        f"round {found.number}: {format_pages(found.touched)} of {format_pages(found.pages)} touched",
         *([f"{places}; {format_count(found.remote)} on another node"] if places else []),
-        f"moved {_pages(found.moved)}",
+        f"moved {format_pages(found.moved)}",
     ]
     if found.held_back:
-        parts.append(f"{_pages(found.held_back)} held back by --cap")
+        parts.append(f"{format_pages(found.held_back)} held back by --cap")
     for name, count in found.ping_pong.items():
         parts.append(f"{format_count(count)} stay in {printable(name)}: they go to and fro")
     parts += [f"{format_count(count)} stayed: {reason.sentence}" for reason, count in found.left.items()]
     return "; ".join(parts)
-
-
-def _pages(count: int) -> str:
-    return f"{format_count(count)} pages ({format_size(count * PAGE_SIZE)})"

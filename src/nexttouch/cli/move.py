@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..live.migration import Migration
     from ..live.stats import Stats
 
-__all__ = ["STORES_ONLY", "add_parser", "run"]
+__all__ = ["STORES_ONLY", "add_parser", "format_pages", "parse_nodes", "run"]
 
 _DESCRIPTION = """\
 Bring the memory of process PID to NUMA node NODE; or to several, as 0,1: pages of other nodes are interleaved over
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     _refuse_mixture(options)
     if options.next_touch:
         return _move_lazily(options, None)
-    nodes = _nodes(options.to)
+    nodes = parse_nodes(options.to)
     return _move_lazily(options, nodes) if options.lazy else _move_eagerly(options, nodes)
 
 
@@ -129,7 +129,8 @@ def _refuse_mixture(options: argparse.Namespace) -> None:
         raise InvalidArgument("--rate", "is the sweep's, which --no-sweep turns off")
 
 
-def _nodes(text: str) -> tuple[int, ...]:
+def parse_nodes(text: str) -> tuple[int, ...]:
+    """Read the node, or nodes, that --to names; InvalidArgument if they are none."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -154,7 +155,7 @@ def _move_eagerly(options: argparse.Namespace, nodes: tuple[int, ...]) -> int:
                 progress=progress.show,
             )
     except KeyboardInterrupt as error:
-        done = f"{format_count(progress.done)} of {_pages(progress.total)} were done"
+        done = f"{format_count(progress.done)} of {format_pages(progress.total)} were done"
         said = done if progress.total else "the first batch was not done"
         by = error.number if isinstance(error, Interrupted) else signal.SIGINT
         print(f"{_interrupted(by)}: {said}; what has moved stays where it is", file=sys.stderr)
@@ -179,7 +180,9 @@ def _interrupted(by: signal.Signals) -> str:
 
 def _eager_text(result: MoveResult) -> str:
     verb = "would move" if result.dry_run else "moved"
-    lines = [f"{verb} {_pages(result.moved)} of {_pages(result.pages)} in {format_duration(result.seconds)}"]
+    lines = [
+        f"{verb} {format_pages(result.moved)} of {format_pages(result.pages)} in {format_duration(result.seconds)}"
+    ]
     if result.longest_call:
         lines.append(f"longest call {format_duration(result.longest_call)}: no thread waited longer")
     return "\n".join([*lines, *_left(dict(result.left)), _nodes_text(result)])
@@ -245,8 +248,9 @@ def _follow(
 def _lazy_text(stats: Stats, traps: str) -> str:
     when = "when touched" if traps == "any touch" else "when written to"
     lines = [
-        f"moved {_pages(stats.moved)} of {_pages(stats.pages)}: {format_count(stats.moved_by_touch)} {when}, "
-        f"{format_count(stats.moved_by_sweep)} by the sweep, {format_count(stats.moved_eagerly)} without a trap",
+        f"moved {format_pages(stats.moved)} of {format_pages(stats.pages)}: "
+        f"{format_count(stats.moved_by_touch)} {when}, {format_count(stats.moved_by_sweep)} by the sweep, "
+        f"{format_count(stats.moved_eagerly)} without a trap",
         f"the process stood still for {format_duration(stats.stopped)}; {_waits(stats)}",
     ]
     return "\n".join([*lines, *_left(stats.left)])
@@ -262,5 +266,6 @@ def _left(left: dict[Reason, int]) -> list[str]:
     return [f"stayed: {line}" for line in describe(left)]
 
 
-def _pages(count: int) -> str:
+def format_pages(count: int) -> str:
+    """A number of pages, and what they come to."""
     return f"{format_count(count)} pages ({format_size(count * PAGE_SIZE)})"

@@ -13,6 +13,7 @@ from ..errors import InvalidArgument, NexttouchError, NoSuchProcess
 from ..linux import mempolicy
 from ..topology import check_target, topology
 from .follow import Rounds, add_rounds, follow
+from .move import parse_nodes
 from .paragraphs import Paragraphs
 from .signals import Signals
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if options.to is not None or options.interleave:
         _refuse_rounds(options)
     if options.to is not None:
-        nodes = check_target(_nodes(options.to))
+        nodes = check_target(parse_nodes(options.to))
         mode = mempolicy.Mode.INTERLEAVE if len(nodes) > 1 else mempolicy.Mode.PREFERRED
         return _become(options.command, mode, nodes)
     if options.interleave:
@@ -80,13 +81,6 @@ def _refuse_rounds(options: argparse.Namespace) -> None:
     for name in ("every", "cap", "window", "mechanism", "json"):
         if getattr(options, name) not in (None, False):
             raise InvalidArgument(f"--{name}", f"does not go with {'--to' if options.to else '--interleave'}")
-
-
-def _nodes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidArgument("--to", f"is {text!r}, but has to be a node number, or several as 0,1") from None
 
 
 # A memory policy is kept by execve(2), and by all that the command starts.

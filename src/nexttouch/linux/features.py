@@ -150,47 +150,49 @@ def _move_a_page() -> None:
 
 
 def _catch_a_store() -> None:
-    # A system call that writes to a page protected through a descriptor for user mode fails with EFAULT, and no thread
-    # has to wait for a fault here.
     reader, writer = os.pipe()
     try:
         os.write(writer, b"store")
-        with _memory(1) as (memory, address), Userfaultfd.open(user_mode_only=True) as uffd:
-            memory[0] = 1
-            uffd.api(Feature.PAGEFAULT_FLAG_WP)
-            uffd.register(address, PAGE_SIZE, Mode.WP)
-            uffd.write_protect(address, PAGE_SIZE)
-            try:
-                os.readv(reader, [memory])
-            except OSError as error:
-                if error.errno == errno.EFAULT:
-                    return
-                raise KernelError("readv", error.errno or 0) from None
+        caught = _is_caught(Feature.PAGEFAULT_FLAG_WP, Mode.WP, Userfaultfd.write_protect, os.readv, reader)
     finally:
         os.close(reader)
         os.close(writer)
-    raise FeatureMissing("UFFDIO_WRITEPROTECT", "a store to a protected page was not caught", "report this kernel")
+    if not caught:
+        raise FeatureMissing("UFFDIO_WRITEPROTECT", "a store to a protected page was not caught", "report this kernel")
 
 
 def _catch_a_touch() -> None:
-    # As above: a system call that reads from a page which no access is allowed to fails with EFAULT.
     reader, writer = os.pipe()
     try:
-        with _memory(1) as (memory, address), Userfaultfd.open(user_mode_only=True) as uffd:
-            memory[0] = 1
-            uffd.api(Feature.RWP)
-            uffd.register(address, PAGE_SIZE, Mode.RWP)
-            uffd.rw_protect(address, PAGE_SIZE)
-            try:
-                os.writev(writer, [memory])
-            except OSError as error:
-                if error.errno == errno.EFAULT:
-                    return
-                raise KernelError("writev", error.errno or 0) from None
+        caught = _is_caught(Feature.RWP, Mode.RWP, Userfaultfd.rw_protect, os.writev, writer)
     finally:
         os.close(reader)
         os.close(writer)
-    raise FeatureMissing("UFFDIO_RWPROTECT", "a load from a protected page was not caught", "report this kernel")
+    if not caught:
+        raise FeatureMissing("UFFDIO_RWPROTECT", "a load from a protected page was not caught", "report this kernel")
+
+
+# Whether a system call fails on a page that is a trap: with a descriptor for faults of user mode it does, with EFAULT,
+# and no thread has to wait for a fault here.
+def _is_caught(
+    feature: Feature,
+    mode: Mode,
+    protect: Callable[[Userfaultfd, int, int], None],
+    access: Callable[[int, list[mmap.mmap]], int],
+    descriptor: int,
+) -> bool:
+    with _memory(1) as (memory, address), Userfaultfd.open(user_mode_only=True) as uffd:
+        memory[0] = 1
+        uffd.api(feature)
+        uffd.register(address, PAGE_SIZE, mode)
+        protect(uffd, address, PAGE_SIZE)
+        try:
+            access(descriptor, [memory])
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                return True
+            raise KernelError(access.__name__, error.errno or 0) from None
+    return False
 
 
 def _nothing() -> None:

@@ -74,12 +74,13 @@ def attach(
     """
     options = Options("thread", window, rate, deadline)
     options.check()
-    if to == "toucher":
+    by_toucher = isinstance(to, str) and to == "toucher"  # an array compares element by element
+    if by_toucher:
         if rate:
             raise InvalidArgument("rate", f"is {rate!r}, but without a target node there is no sweep; leave it out")
         options = replace(options, rate=0)
     trap = foreign(mechanism)
-    targets = () if isinstance(to, str) and to == "toucher" else check_target(to)
+    targets = () if by_toucher else check_target(to)  # type: ignore[arg-type]
     process = Process.open(pid, needs_pidfd=True)
     try:
         return _attach(process, targets, options, trap, always=always, lend=lend_device)
