@@ -537,6 +537,25 @@ def test_all_of_the_heap(options: dict[str, Any]) -> None:
     subprocess.run([sys.executable, "-c", _HEAP, options["mechanism"]], timeout=HANG, check=True)
 
 
+# ---- what a step of the sweep takes ----
+
+
+@pytest.mark.lab
+@way
+def test_fragments_are_swept_together(options: dict[str, Any]) -> None:
+    """Runs of one page with a hole behind each: a step, and so a call of move_pages(2), is of 64 of them."""
+    with Memory(256, fill=False) as memory:
+        memory.advise(15)  # MADV_NOHUGEPAGE
+        for page in range(0, 256, 2):
+            memory.populate(page, 1)
+        memory.bind(0)
+        with nt.lazy(memory.words, 1, **options) as migration:
+            pass
+        assert (migration.stats.moved_by_sweep, migration.stats.sweeps) == (128, 128)
+        assert migration.stats.moves <= 4
+        assert on_nodes(memory)[1] == 128
+
+
 # ---- a full node ----
 
 
